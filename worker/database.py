@@ -1,0 +1,77 @@
+"""One SQLite file: opening it, its migrations, transactions off the event loop."""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from worker.errors import StateError
+
+T = TypeVar("T")
+
+
+class Database:
+    """Raises StateError if the file is of a newer version than `migrations` know."""
+
+    def __init__(self, path: Path | str, migrations: Traversable, *, inline: bool = False) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # Readers (a second shell's `status`) never wait for the writer.
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        # An outbox that can lose a commit in a power cut is no outbox.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        # Commands such as `queue submit` write to the file beside the server.
+        self._connection.execute("PRAGMA busy_timeout = 10000")
+        self._inline = inline
+        self._limiter = trio.CapacityLimiter(1)
+        try:
+            self._migrate(migrations)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` off the event loop, one at a time; it is never cut short."""
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _migrate(self, migrations: Traversable) -> None:
+        """Apply the files `NNNN_name.sql` that this database has not had, one transaction each."""
+        numbered = {
+            int(file.name[:4]): file
+            for file in migrations.iterdir()
+            if re.fullmatch(r"\d{4}_\w+\.sql", file.name)
+        }
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        newest = max(numbered)
+        if version > newest:
+            raise StateError(
+                f"the database is of version {version}, this program knows {newest}: "
+                "it was written by a newer release"
+            )
+        for number in sorted(numbered):
+            if number > version:
+                self._connection.executescript(
+                    f"BEGIN IMMEDIATE; {numbered[number].read_text()}\n"
+                    f"PRAGMA user_version = {number}; COMMIT;"
+                )

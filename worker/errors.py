@@ -1,0 +1,96 @@
+"""The error tree: each class is a state an operator can act on."""
+
+
+class WorkerError(Exception):
+    """The root of every error the worker raises on purpose; its text is fit for an operator."""
+
+
+class SettingsError(WorkerError):
+    """The environment does not hold a usable configuration; every fault is listed."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class StateError(WorkerError):
+    """The state directory or the state file cannot be used."""
+
+
+class StateLockedError(StateError):
+    """Another worker holds the state directory."""
+
+
+class SealedValueError(WorkerError):
+    """A sealed value cannot be opened."""
+
+
+class ProtocolError(WorkerError):
+    """The other side said something that its protocol does not allow."""
+
+
+class JobError(WorkerError):
+    """A claimed job cannot be run as it stands; the text names the field."""
+
+
+class QueueError(WorkerError):
+    """The queue API did not do what was asked."""
+
+
+class QueueUnavailableError(QueueError):
+    """The queue API did not answer, or answered that it cannot just now; asking again may help.
+
+    `status` is None when there was no answer: then the call may have taken effect.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class QueueRefusedError(QueueError):
+    """The queue API understood and refused; asking again will not help."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the queue API refused with {status}: {message}")
+        self.status = status
+
+
+class SshError(WorkerError):
+    """A server cannot be used over SSH."""
+
+
+class ConnectError(SshError):
+    """No SSH connection could be made; trying again may help."""
+
+
+class ConnectionDroppedError(ConnectError):
+    """The server took the connection and closed it at once, as a busy sshd does."""
+
+
+class AuthenticationError(SshError):
+    """The server refused the credential, or the credential cannot be read; never tried again."""
+
+
+class HostKeyError(SshError):
+    """The server's host key is not the one expected."""
+
+
+class ConnectionLostError(SshError):
+    """The SSH connection ended while it was in use."""
+
+
+class RunnerMissingError(SshError):
+    """There is no usable runner at the path that was called."""
+
+
+class DeployError(SshError):
+    """The runner could not be put on the server."""
+
+
+class RunRefusedError(SshError):
+    """The runner was there and refused what was asked of it."""
+
+    def __init__(self, status: int | None, reason: str) -> None:
+        super().__init__(f"the runner ended with status {status}: {reason}"[:500])
+        self.status = status

@@ -1,0 +1,108 @@
+"""The log: one JSON object per line, or a readable coloured form on a terminal."""
+
+import logging
+import sys
+import zlib
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import msgspec
+import structlog
+
+from worker.settings import LogFormat, LogSettings
+
+# Container runtimes split lines over 16 KiB; an escaped byte takes up to six.
+MAX_LINE_BYTES = 16 * 1024
+MAX_TEXT_CHARACTERS = 2048
+
+Event = MutableMapping[str, Any]
+
+# Fields that a person reads from the prefix, or does not need at a glance.
+_HIDDEN = ("timestamp", "level", "event", "server", "worker_id", "server_id", "execution_id")
+_COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+_LEVEL_COLOURS = {"debug": 90, "warning": 33, "error": 31}
+
+
+def configure(settings: LogSettings, *, worker_id: str, stream: BinaryIO | None = None) -> None:
+    """Send all that is logged from now on to `stream` (stdout)."""
+    target = stream or sys.stdout.buffer
+    as_json = settings.format is LogFormat.JSON or (
+        settings.format is LogFormat.AUTO and not target.isatty()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _timestamp,
+            _render_json if as_json else _Console(colours=target.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.level.upper()]
+        ),
+        logger_factory=structlog.BytesLoggerFactory(target),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(worker_id=worker_id)
+    # Libraries log connect arguments and bodies at debug; what matters reaches us as errors.
+    logging.basicConfig(level=logging.CRITICAL, handlers=[logging.NullHandler()], force=True)
+
+
+def _timestamp(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN401  structlog's own signature
+    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return event
+
+
+def _render_json(_logger: Any, _method: str, event: Event) -> bytes:  # noqa: ANN401  structlog's own signature
+    ordered = {name: event.pop(name) for name in ("timestamp", "level", "event")} | dict(event)
+    line = msgspec.json.encode(ordered, enc_hook=str)
+    if len(line) <= MAX_LINE_BYTES:
+        return line
+    shortened = {
+        name: value[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
+        for name, value in ordered.items()
+    }
+    line = msgspec.json.encode(shortened | {"truncated": True}, enc_hook=str)
+    if len(line) <= MAX_LINE_BYTES:
+        return line
+    bare = {name: ordered[name] for name in ("timestamp", "level", "event")}
+    return msgspec.json.encode(bare | {"truncated": True})
+
+
+class _Console:
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _logger: Any, _method: str, event: Event) -> bytes:  # noqa: ANN401  structlog's own signature
+        time = event["timestamp"][11:23]
+        server = event.get("server")
+        prefix = self._paint(f"[{server}] ", _colour_of(server)) if server else ""
+        if event["event"] == "script_output":
+            return f"{time} {prefix}{printable(event['text'])}".encode(errors="replace")
+        level = event["level"]
+        fields = " ".join(
+            f"{name}={printable(str(value))}"
+            for name, value in event.items()
+            if name not in _HIDDEN and value is not None
+        )
+        name = self._paint(f"{level:<7} {event['event']}", _LEVEL_COLOURS.get(level, 1))
+        return f"{time} {prefix}{name} {fields}".rstrip().encode(errors="replace")
+
+    def _paint(self, text: str, colour: int) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+
+def printable(text: str) -> str:
+    """`text` without what would move a terminal's cursor or forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\t" else f"\\x{ord(character):02x}"
+        for character in text
+    )
+
+
+def _colour_of(server: str) -> int:
+    return _COLOURS[zlib.crc32(server.encode(errors="replace")) % len(_COLOURS)]
