@@ -1,0 +1,1 @@
+"""The queue API: its bodies and the client that speaks it."""

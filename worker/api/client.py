@@ -1,0 +1,177 @@
+"""The queue API over HTTP; the one place where httpx's errors are translated."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from worker import __version__
+from worker.api import wire
+from worker.clock import now_ms, rfc3339
+from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.settings import ApiSettings
+
+T = TypeVar("T")
+
+# Output over about 100 kB makes the app's call take 3 s longer; a slow database more.
+CALL_SECONDS = 30.0
+# RFC 7240 preference: how long the queue may hold a poll that has nothing to give.
+WAIT_SECONDS = 25
+
+# 401 is here because a token that was changed comes back: its file is read again.
+_ASK_AGAIN = frozenset((401, 408, 425, 429))
+
+_job_answer = msgspec.json.Decoder(wire.JobAnswerBody)
+_heartbeat_answer = msgspec.json.Decoder(wire.HeartbeatAnswerBody)
+_error = msgspec.json.Decoder(wire.ErrorBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`waited` says that the queue holds polls, so there is no need to pause between them."""
+
+    jobs: tuple[wire.JobBody | wire.BadJob, ...]
+    waited: bool
+
+
+class QueueClient:
+    """Every method raises QueueUnavailableError if asking again may help, QueueRefusedError if
+    not, ProtocolError if the answer makes no sense."""
+
+    def __init__(self, http: httpx.AsyncClient, settings: ApiSettings, worker_id: str) -> None:
+        self._http = http
+        self._source = settings.token
+        self._token = settings.token.value
+        self._worker_id = worker_id
+
+    async def claim(self, count: int) -> Claim:
+        response = await self._call(
+            "GET",
+            f"jobs/queue?batchSize={count}",
+            headers={"Prefer": f"wait={WAIT_SECONDS}"},
+            seconds=CALL_SECONDS + WAIT_SECONDS,
+        )
+        waited = "wait" in response.headers.get("Preference-Applied", "")
+        return Claim(wire.decode_claim(response.content), waited)
+
+    async def read_job(self, job_id: str) -> wire.JobRowBody:
+        """The job as it stands, if it is ours: QueueRefusedError with 403 says that it is not.
+
+        The app's acknowledge changes nothing, so it is also the way to read a job.
+        """
+        body = wire.AcknowledgeBody(orchestrator_id=self._worker_id, timestamp=rfc3339(now_ms()))
+        response = await self._call("POST", f"jobs/{_segment(job_id)}/acknowledge", body)
+        return _decode(_job_answer, response).job
+
+    async def report_running(self, job_id: str) -> None:
+        body = wire.StatusBody(status="running", timestamp=rfc3339(now_ms()))
+        await self._call("PUT", f"jobs/{_segment(job_id)}/status", body)
+
+    async def create_execution(self, execution_id: str, body: bytes) -> None:
+        await self._call("POST", f"executions/{_segment(execution_id)}/create", body)
+
+    async def update_execution(self, execution_id: str, body: bytes) -> None:
+        await self._call("PUT", f"executions/{_segment(execution_id)}/update", body)
+
+    async def complete(self, job_id: str, body: bytes) -> None:
+        await self._call("POST", f"jobs/{_segment(job_id)}/complete", body)
+
+    async def fail(self, job_id: str, body: bytes) -> None:
+        await self._call("POST", f"jobs/{_segment(job_id)}/fail", body)
+
+    async def release(self, job_id: str, body: bytes) -> None:
+        await self._call("POST", f"jobs/{_segment(job_id)}/release", body)
+
+    async def heartbeat(
+        self, running_jobs: tuple[str, ...], capacity: wire.CapacityBody
+    ) -> tuple[str, ...]:
+        """The jobs among ours that were cancelled, where the queue says so."""
+        body = wire.HeartbeatBody(
+            orchestrator_id=self._worker_id,
+            timestamp=rfc3339(now_ms()),
+            running_jobs=running_jobs,
+            capacity=capacity,
+        )
+        response = await self._call("POST", "orchestrator/heartbeat", body)
+        return _decode(_heartbeat_answer, response).cancelled_jobs
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: wire.Body | bytes | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> httpx.Response:
+        content = wire.encode(body) if isinstance(body, wire.Body) else body
+        response = await self._send(method, path, content, headers or {}, seconds)
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            fresh = self._source.read()
+            if fresh != self._token:
+                self._token = fresh
+                response = await self._send(method, path, content, headers or {}, seconds)
+        if response.is_success:
+            return response
+        message = _message(response)
+        status = response.status_code
+        if status in _ASK_AGAIN or response.is_server_error:
+            raise QueueUnavailableError(f"the queue API answered {status}: {message}", status)
+        raise QueueRefusedError(status, message)
+
+    async def _send(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], seconds: float
+    ) -> httpx.Response:
+        headers = {
+            "Authorization": f"Bearer {self._token.reveal()}",
+            "X-Orchestrator-ID": self._worker_id,
+            "Content-Type": "application/json",
+            **headers,
+        }
+        try:
+            return await self._http.request(
+                method, path, content=content, headers=headers, timeout=seconds
+            )
+        except httpx.TimeoutException as error:
+            message = f"the queue API gave no answer within {seconds:g} s"
+            raise QueueUnavailableError(message) from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            message = f"the queue API cannot be reached: {str(error) or type(error).__name__}"
+            raise QueueUnavailableError(message) from error
+        except httpx.HTTPError as error:  # undecodable content, too many redirects
+            raise ProtocolError(f"the queue API's answer: {error}") from error
+
+
+@asynccontextmanager
+async def open_client(settings: ApiSettings, worker_id: str) -> AsyncIterator[QueueClient]:
+    async with httpx.AsyncClient(
+        base_url=settings.endpoint + "/",
+        headers={"Accept": "application/json", "User-Agent": f"cronium-worker/{__version__}"},
+        # An app that a proxy variable names by accident is a job's output gone astray.
+        trust_env=False,
+    ) as http:
+        yield QueueClient(http, settings, worker_id)
+
+
+def _segment(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        message = _error.decode(response.content).error
+    except msgspec.DecodeError:
+        message = ""
+    return (message or response.reason_phrase)[:300]
+
+
+def _decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:
+    try:
+        return decoder.decode(response.content)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"{response.request.url.path}: {error}") from error

@@ -1,0 +1,254 @@
+"""The bodies of the queue API, as the Cronium app speaks it."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from worker.errors import ProtocolError
+
+# Ids that come from outside become parts of paths and of execution ids.
+ID_PATTERN = r"^[A-Za-z0-9._-]+$"
+Id = Annotated[str, Meta(min_length=1, max_length=200, pattern=ID_PATTERN)]
+Number = Annotated[int, Meta(ge=0)]
+
+
+class Body(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What every body shares: camelCase on the wire; unknown fields are ignored, so that the
+    other side can add some first; a missing or ill-typed one is refused by name."""
+
+
+class ServerBody(Body, frozen=True, kw_only=True):
+    """One entry of `metadata.servers`, or `target.serverDetails`.
+
+    Credentials are plain, or sealed where the app could not open them itself.
+    """
+
+    id: Annotated[str, Meta(min_length=1)] | int
+    name: str = ""
+    host: str = ""
+    port: int = 22
+    username: str = ""
+    private_key: str | None = None
+    passphrase: str | None = None
+    password: str | None = None
+
+
+class TargetBody(Body, frozen=True, kw_only=True):
+    """`server_details` is raw: a bad one fails that server's execution, not the job."""
+
+    type: str = "server"
+    server_id: str | int | None = None
+    server_details: Raw | UnsetType = UNSET
+
+
+class ScriptBody(Body, frozen=True, kw_only=True):
+    type: str
+    content: str
+    working_directory: str = ""
+
+
+class ExecutionBody(Body, frozen=True, kw_only=True):
+    """`timeout` is nanoseconds in the app's current version and seconds in older ones.
+
+    `environment_sealed` is the embedded queue's: false where it sends plain values.
+    """
+
+    environment: dict[str, str] = {}
+    environment_sealed: bool | None = None
+    timeout: Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)] | None = None
+    input_data: Raw = Raw(b"{}")
+    variables: dict[str, Any] = {}
+    target: TargetBody
+    script: ScriptBody
+    retry_policy: dict[str, Any] | None = None
+
+
+class MetadataBody(Body, frozen=True, kw_only=True):
+    event_id: str | int | None = None
+    event_name: str = ""
+    user_id: str | int | None = None
+    server_id: str | int | None = None
+    servers: tuple[Raw, ...] | None = None
+    multi_server: bool = False
+    server_count: int | None = None
+    log_id: int | None = None
+    triggered_by: str | None = None
+    original_type: str | None = None
+    event_version: int | None = None
+
+
+class JobBody(Body, frozen=True, kw_only=True):
+    """One element of `jobs` in the 200 body of GET `jobs/queue`."""
+
+    id: Id
+    type: str
+    priority: int = 0
+    created_at: str = ""
+    scheduled_for: str = ""
+    attempts: Number = 0
+    execution: ExecutionBody
+    metadata: MetadataBody = MetadataBody()
+
+
+class ClaimBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """The 200 body of GET `jobs/queue`; jobs are raw, so that a malformed one fails alone."""
+
+    jobs: tuple[Raw, ...] = ()
+    count: int = 0
+
+
+class JobKeyBody(Body, frozen=True, kw_only=True):
+    """As much of a job as is needed to fail or to hand back one that is not for us."""
+
+    id: Id
+    type: str = ""
+
+
+class AcknowledgeBody(Body, frozen=True, kw_only=True):
+    orchestrator_id: str
+    timestamp: str
+
+
+class JobRowBody(Body, frozen=True, kw_only=True):
+    """`result` is null until the job was completed."""
+
+    id: str
+    status: str
+    result: Any = None
+
+
+class JobAnswerBody(Body, frozen=True, kw_only=True):
+    """The 200 body of the routes below `jobs/{id}/`; the row has more fields than are read."""
+
+    success: bool = False
+    job: JobRowBody
+
+
+class StatusBody(Body, frozen=True, kw_only=True):
+    status: str
+    timestamp: str
+    details: dict[str, Any] | None = None
+
+
+class CreateExecutionBody(Body, frozen=True, kw_only=True):
+    job_id: str
+    server_id: str | None = None
+    server_name: str | None = None
+
+
+class UpdateExecutionBody(Body, frozen=True, kw_only=True):
+    """PUT `executions/{id}/update`, in the quiet form unless `completed_at` is given.
+
+    Times are RFC 3339, durations milliseconds.
+    """
+
+    status: str
+    started_at: str | None = None
+    completed_at: str | None = None
+    exit_code: int | None = None
+    output: str | None = None
+    error: str | None = None
+    metadata: dict[str, Any] | None = None
+    setup_started_at: str | None = None
+    setup_completed_at: str | None = None
+    execution_started_at: str | None = None
+    execution_completed_at: str | None = None
+    cleanup_started_at: str | None = None
+    cleanup_completed_at: str | None = None
+    setup_duration: int | None = None
+    execution_duration: int | None = None
+    cleanup_duration: int | None = None
+    total_duration: int | None = None
+    execution_metadata: dict[str, Any] | None = None
+
+
+class OutputBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    stdout: str = ""
+    stderr: str = ""
+
+
+class CompleteBody(Body, frozen=True, kw_only=True):
+    """POST `jobs/{id}/complete`: `status` is completed, failed, timeout or cancelled."""
+
+    status: str
+    exit_code: int
+    output: OutputBody
+    metrics: dict[str, Any] = {}
+    script_output: Any = UNSET
+    condition: bool | UnsetType = UNSET
+    timestamp: str
+
+
+class FailBody(Body, frozen=True, kw_only=True):
+    error: str
+    exit_code: int | None = None
+    timestamp: str
+
+
+class ReleaseBody(Body, frozen=True, kw_only=True):
+    message: str = ""
+
+
+class CapacityBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    max_jobs: int
+    current_jobs: int
+    available_slots: int
+
+
+class HeartbeatBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    orchestrator_id: str
+    timestamp: str
+    running_jobs: tuple[str, ...]
+    capacity: CapacityBody
+
+
+class HeartbeatAnswerBody(Body, frozen=True, kw_only=True):
+    """`cancelled_jobs` is the embedded queue's; the app leaves it out."""
+
+    success: bool = True
+    cancelled_jobs: tuple[str, ...] = ()
+
+
+class ErrorBody(Body, frozen=True, kw_only=True):
+    error: str = ""
+
+
+class BadJob(Struct, frozen=True):
+    """A job that could not be decoded: its id if it has a usable one, and the field at fault."""
+
+    id: str | None
+    fault: str
+
+
+_claim = msgspec.json.Decoder(ClaimBody)
+_job = msgspec.json.Decoder(JobBody)
+_job_key = msgspec.json.Decoder(JobKeyBody)
+_encoder = msgspec.json.Encoder()
+
+
+def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
+    """The jobs of one claim, in the queue's order; a container job need not be complete.
+
+    Raises ProtocolError, naming the field, if `body` is not a claim at all.
+    """
+    try:
+        claim = _claim.decode(body)
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise ProtocolError(f"claim: {error}") from error
+    return tuple(_decode_job(raw) for raw in claim.jobs)
+
+
+def _decode_job(raw: Raw) -> JobBody | BadJob:
+    try:
+        return _job.decode(raw)
+    except msgspec.DecodeError as error:
+        fault = f"job: {error}"
+    try:
+        return BadJob(_job_key.decode(raw).id, fault)
+    except msgspec.DecodeError:
+        return BadJob(None, fault)
+
+
+def encode(body: Body) -> bytes:
+    return _encoder.encode(body)

@@ -1,0 +1,1 @@
+"""What the worker remembers over restarts: one SQLite file and what lies beside it."""

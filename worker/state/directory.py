@@ -1,0 +1,48 @@
+"""The state directory: made, locked, and its database opened."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from worker.database import Database
+from worker.errors import StateError, StateLockedError
+
+DATABASE = "state.db"
+LOCK = "lock"
+HEARTBEAT = "heartbeat"
+
+MIGRATIONS = files("worker.state") / "migrations"
+
+
+@contextmanager
+def open_state(directory: Path) -> Iterator[Database]:
+    """The database of `directory`, which belongs to this process alone until the end.
+
+    Raises StateLockedError if another worker has it, StateError if it cannot be used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("a+")
+    except OSError as error:
+        raise StateError(f"CRONIUM_STATE_DIR {directory}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise StateLockedError(
+                f"CRONIUM_STATE_DIR {directory} is in use by another worker (pid {holder}); "
+                "each worker needs a state directory of its own"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        database = Database(directory / DATABASE, MIGRATIONS)
+        try:
+            yield database
+        finally:
+            database.close()

@@ -1,0 +1,129 @@
+"""What the API must hear, kept until it has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.database import Database
+
+
+class Kind(StrEnum):
+    """What an entry is: the route, and how its delivery is judged (see `worker.relay`)."""
+
+    CREATE = "create"
+    RUNNING = "running"
+    UPDATE = "update"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    RELEASE = "release"
+
+
+# With one of these the API has heard all that there is to say of a job.
+FINAL_KINDS = (Kind.COMPLETE, Kind.FAIL, Kind.RELEASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`subject` is the execution's id for rows and the job's id for the rest."""
+
+    job_id: str
+    kind: Kind
+    subject: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedEntry:
+    """An entry with its place in the outbox; `attempts` counts those without success."""
+
+    id: int
+    entry: Entry
+    attempts: int
+
+
+class Outbox:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, entries: Sequence[Entry], *, now: int) -> None:
+        """Keep `entries`, in order; they are on disk when this returns.
+
+        A final update replaces an update of the same execution that has not gone out yet.
+        """
+        with self._database.transaction() as tx:
+            for entry in entries:
+                if entry.kind is Kind.UPDATE:
+                    tx.execute(
+                        "DELETE FROM outbox WHERE kind = ? AND subject = ? AND attempts = 0",
+                        (Kind.RUNNING, entry.subject),
+                    )
+                tx.execute(
+                    """
+                    INSERT INTO outbox (job_id, kind, subject, body, created_at, due_at)
+                    VALUES (?, ?, ?, ?, ?, ?)
+                    """,
+                    (entry.job_id, entry.kind, entry.subject, entry.body, now, now),
+                )
+
+    def heads(self, *, limit: int, now: int) -> list[QueuedEntry]:
+        """The first entry of each job, where it is due; the longest overdue first."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                """
+                SELECT id, job_id, kind, subject, body, attempts FROM outbox
+                WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
+                  AND due_at <= ?
+                ORDER BY due_at, id LIMIT ?
+                """,
+                (now, limit),
+            ).fetchall()
+        return [
+            QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts)
+            for entry_id, job_id, kind, subject, body, attempts in rows
+        ]
+
+    def next_due_at(self) -> int | None:
+        with self._database.transaction() as tx:
+            (due_at,) = tx.execute(
+                """
+                SELECT min(due_at) FROM outbox
+                WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
+                """
+            ).fetchone()
+        return None if due_at is None else int(due_at)
+
+    def delivered(self, entry_id: int) -> None:
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM outbox WHERE id = ?", (entry_id,))
+
+    def postpone(self, entry_id: int, *, due_at: int) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE id = ?",
+                (due_at, entry_id),
+            )
+
+    def park(self, entry_id: int, reason: str) -> None:
+        """Never try that entry again; what follows it in its job goes on."""
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE outbox SET parked = ? WHERE id = ?", (reason, entry_id))
+
+    def drop_job(self, job_id: str) -> None:
+        """Forget what was to be said of a job that is no longer ours."""
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM outbox WHERE job_id = ? AND parked IS NULL", (job_id,))
+
+    def pending_jobs(self) -> tuple[str, ...]:
+        """The jobs of which something is still to be delivered."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                "SELECT DISTINCT job_id FROM outbox WHERE parked IS NULL ORDER BY job_id"
+            ).fetchall()
+        return tuple(job_id for (job_id,) in rows)
+
+    def parked(self) -> list[tuple[str, str, str]]:
+        """Job, subject and reason of each entry that was given up."""
+        with self._database.transaction() as tx:
+            return tx.execute(
+                "SELECT job_id, subject, parked FROM outbox WHERE parked IS NOT NULL ORDER BY id"
+            ).fetchall()

@@ -1,0 +1,84 @@
+"""Which runner lies where: remembered, so that a known server costs no deployment."""
+
+from dataclasses import dataclass
+
+from worker.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKey:
+    """What makes a server the same one; another user has another home."""
+
+    server_id: str
+    host: str
+    port: int
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRunner:
+    """`host_key` is the fingerprint of the server on which it was verified."""
+
+    artifact: str
+    sha256: str
+    path: str
+    host_key: str
+    verified_at: int
+
+
+class RunnerCache:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def use(self, key: ServerKey, sha256: str) -> CachedRunner | None:
+        """The runner on that server, counted as a hit; None if another version lies there."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                """
+                UPDATE runner_cache SET hits = hits + 1
+                WHERE (server_id, host, port, user) = (?, ?, ?, ?) AND sha256 = ?
+                RETURNING artifact, sha256, path, host_key, verified_at
+                """,
+                (key.server_id, key.host, key.port, key.user, sha256),
+            ).fetchone()
+        return CachedRunner(*row) if row else None
+
+    def put(self, key: ServerKey, runner: CachedRunner) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                INSERT OR REPLACE INTO runner_cache
+                    (server_id, host, port, user, artifact, sha256, path, host_key,
+                     deployed_at, verified_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    key.server_id,
+                    key.host,
+                    key.port,
+                    key.user,
+                    runner.artifact,
+                    runner.sha256,
+                    runner.path,
+                    runner.host_key,
+                    runner.verified_at,
+                    runner.verified_at,
+                ),
+            )
+
+    def verified(self, key: ServerKey, *, now: int) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                UPDATE runner_cache SET verified_at = ?
+                WHERE (server_id, host, port, user) = (?, ?, ?, ?)
+                """,
+                (now, key.server_id, key.host, key.port, key.user),
+            )
+
+    def drop(self, key: ServerKey) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                "DELETE FROM runner_cache WHERE (server_id, host, port, user) = (?, ?, ?, ?)",
+                (key.server_id, key.host, key.port, key.user),
+            )
