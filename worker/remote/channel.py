@@ -1,0 +1,123 @@
+"""One exec on an SSH connection, as a Trio-flavoured byte stream."""
+
+from collections import deque
+
+import asyncssh
+import trio
+
+from worker.errors import ConnectionLostError
+
+# With more than this not yet taken, the server is asked to wait.
+PAUSE_BYTES = 1024 * 1024
+# What of stderr is worth keeping: the runner's one-line reasons.
+MAX_STDERR_BYTES = 4096
+
+
+class Channel(asyncssh.SSHClientSession[bytes]):
+    """Filled by asyncssh's callbacks, emptied by one Trio task.
+
+    The callbacks run inside Trio's own thread (trio-asyncio), so plain state and events do;
+    nothing crosses between the loops per read.
+    """
+
+    def __init__(self) -> None:
+        self._chan: asyncssh.SSHClientChannel[bytes] | None = None
+        self._received: deque[bytes] = deque()
+        self._received_bytes = 0
+        self._paused = False
+        self._closed = False
+        self._lost: Exception | None = None
+        self._readable = trio.Event()
+        self._writable = trio.Event()
+        self._writable.set()
+        self._stderr = bytearray()
+
+    # asyncssh calls these.
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        self._chan = chan
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        if datatype is not None:
+            self._stderr += data[: MAX_STDERR_BYTES - len(self._stderr)]
+            return
+        self._received.append(data)
+        self._received_bytes += len(data)
+        if self._received_bytes > PAUSE_BYTES and not self._paused and self._chan is not None:
+            self._paused = True
+            self._chan.pause_reading()
+        self._readable.set()
+
+    def eof_received(self) -> bool:
+        return True  # the exit status is still to come; the channel's close is the end
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self._lost = exc
+        self._readable.set()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable = trio.Event()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # The Trio side.
+
+    async def send_all(self, data: bytes) -> None:
+        """Raises ConnectionLostError if the channel has gone."""
+        view = memoryview(data)
+        while view:
+            await self._writable.wait()
+            try:
+                self._channel.write(bytes(view[:65536]))
+            except OSError as error:  # asyncssh raises BrokenPipeError on a closed channel
+                raise ConnectionLostError("the connection was lost while sending") from error
+            view = view[65536:]
+
+    def send_eof(self) -> None:
+        """Raises ConnectionLostError if the channel has gone."""
+        try:
+            self._channel.write_eof()
+        except OSError as error:
+            raise ConnectionLostError("the connection was lost while sending") from error
+
+    async def receive(self) -> bytes:
+        """What has come on stdout since, at least one byte; empty at the end.
+
+        Raises ConnectionLostError if the connection ended before the channel did.
+        """
+        while not self._received:
+            if self._lost is not None:
+                raise ConnectionLostError(f"the connection was lost: {self._lost}") from self._lost
+            if self._closed:
+                return b""
+            self._readable = trio.Event()
+            await self._readable.wait()
+        data = b"".join(self._received)
+        self._received.clear()
+        self._received_bytes = 0
+        if self._paused:
+            self._paused = False
+            self._channel.resume_reading()
+        return data
+
+    @property
+    def stderr(self) -> str:
+        """The beginning of what came on stderr, in one line."""
+        return " ".join(self._stderr.decode(errors="replace").split())
+
+    @property
+    def exit_status(self) -> int | None:
+        """None until `receive` has come to the end, and when the server did not say."""
+        return self._channel.get_exit_status()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    @property
+    def _channel(self) -> asyncssh.SSHClientChannel[bytes]:
+        if self._chan is None:
+            raise ConnectionLostError("the channel was never opened")
+        return self._chan

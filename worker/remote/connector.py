@@ -1,0 +1,103 @@
+"""Connections within the worker's limits, their host keys checked and pinned."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncssh
+import stamina
+import trio
+
+from worker.clock import now_ms
+from worker.database import Database
+from worker.errors import ConnectionDroppedError
+from worker.remote.connection import Connection, open_connection
+from worker.remote.credentials import OpenedCredential
+from worker.remote.host_keys import HostKeyCheck
+from worker.remote.target import Target
+from worker.settings import SshSettings
+from worker.state.host_keys import HostKeys
+
+# sshd drops at random from 10 unauthenticated connections on (MaxStartups 10:30:100).
+HANDSHAKES_PER_SERVER = 8
+DROPPED_ATTEMPTS = 6
+
+
+class Connector:
+    """What all executions of this worker share to reach servers."""
+
+    def __init__(self, settings: SshSettings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._known_hosts = (
+            asyncssh.read_known_hosts(str(settings.known_hosts)) if settings.known_hosts else None
+        )
+        self._pins = HostKeys(database)
+        self._connections = trio.CapacityLimiter(settings.max_connections)
+        self._handshakes: dict[tuple[str, int], trio.CapacityLimiter] = {}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether somebody waits for a connection to be given up."""
+        return self._connections.statistics().tasks_waiting > 0
+
+    @asynccontextmanager
+    async def connection(
+        self, target: Target, credential: OpenedCredential, job_id: str
+    ) -> AsyncIterator[Connection]:
+        """A connection within the worker's limits, its host key checked and pinned.
+
+        A connection that a busy sshd dropped is tried again, with jitter; nothing else is.
+        """
+        # Each limiter is held on behalf of an object of this call, since one task may hold many.
+        async with AsyncExitStack() as stack:
+            await self._connections.acquire_on_behalf_of(stack)
+            stack.callback(self._connections.release_on_behalf_of, stack)
+            pinned = await self._database.run(lambda: self._pins.pinned(target.host, target.port))
+            check = HostKeyCheck(self._settings.host_keys, self._known_hosts, pinned)
+            connection = await self._enter(stack, target, credential, check)
+            if pinned is None:
+                line = connection.host_key.public_line
+                await self._database.run(
+                    lambda: self._pins.pin(
+                        target.host, target.port, line, job_id=job_id, now=now_ms()
+                    )
+                )
+            yield connection
+
+    async def _enter(
+        self,
+        stack: AsyncExitStack,
+        target: Target,
+        credential: OpenedCredential,
+        check: HostKeyCheck,
+    ) -> Connection:
+        async for attempt in stamina.retry_context(
+            on=ConnectionDroppedError,
+            attempts=DROPPED_ATTEMPTS,
+            wait_initial=0.1,
+            wait_max=3,
+            timeout=None,
+        ):
+            with attempt:
+                async with self._handshake(target):
+                    return await stack.enter_async_context(
+                        open_connection(
+                            target,
+                            credential,
+                            check,
+                            keepalive_seconds=self._settings.keepalive_seconds,
+                        )
+                    )
+        raise AssertionError("stamina ends with a result or an error")
+
+    @asynccontextmanager
+    async def _handshake(self, target: Target) -> AsyncIterator[None]:
+        address = (target.host, target.port)
+        limiter = self._handshakes.setdefault(address, trio.CapacityLimiter(HANDSHAKES_PER_SERVER))
+        try:
+            async with limiter:
+                yield
+        finally:
+            statistics = limiter.statistics()
+            if not statistics.borrowed_tokens and not statistics.tasks_waiting:
+                self._handshakes.pop(address, None)

@@ -1,0 +1,80 @@
+"""From a credential as it came to keys and passwords that SSH can use."""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+
+import asyncssh
+
+from worker.errors import AuthenticationError, SealedValueError
+from worker.remote.target import Credential
+from worker.sealing import SealingKey, may_be_sealed
+from worker.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCredential:
+    key: asyncssh.SSHKey | None = field(repr=False)
+    password: Secret | None
+
+
+def open_credential(credential: Credential, sealing_key: SealingKey | None) -> OpenedCredential:
+    """A parsed key or a password, the key first where there are both.
+
+    Raises AuthenticationError, with the reason, if `credential` cannot be used.
+    """
+    passphrase = _opened(credential.passphrase, sealing_key)
+    if credential.private_key is not None:
+        return OpenedCredential(_private_key(credential.private_key, passphrase, sealing_key), None)
+    if credential.password is not None:
+        password = _opened(credential.password, sealing_key)
+        return OpenedCredential(None, password)
+    raise AuthenticationError("the server entry has neither a private key nor a password")
+
+
+def _opened(secret: Secret | None, key: SealingKey | None) -> Secret | None:
+    """A sealed secret opened; anything else as it is, since a password may look sealed."""
+    if secret is None or not may_be_sealed(secret.reveal()):
+        return secret
+    if key is None:
+        return secret
+    try:
+        return Secret(key.open(secret.reveal()))
+    except SealedValueError:
+        return secret
+
+
+def _private_key(
+    secret: Secret, passphrase: Secret | None, sealing_key: SealingKey | None
+) -> asyncssh.SSHKey:
+    text = secret.reveal().strip()
+    if "-----BEGIN" not in text:
+        text = _plain_key_text(text, sealing_key)
+    try:
+        return asyncssh.import_private_key(text + "\n", passphrase.reveal() if passphrase else None)
+    except asyncssh.KeyEncryptionError as error:
+        raise AuthenticationError("the private key's passphrase is wrong") from error
+    except asyncssh.KeyImportError as error:
+        if "assphrase" in str(error):
+            raise AuthenticationError("the private key needs a passphrase") from error
+        raise AuthenticationError("the private key is damaged or of an unknown form") from error
+
+
+def _plain_key_text(text: str, sealing_key: SealingKey | None) -> str:
+    """Undo base64 or the app's sealing; a key has lines of dashes, so it shows when it is one."""
+    try:
+        decoded = base64.b64decode(text, validate=True).decode("ascii")
+        if "-----BEGIN" in decoded:
+            return decoded
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        pass
+    if not may_be_sealed(text):
+        raise AuthenticationError("the private key is not a key")
+    if sealing_key is None:
+        raise AuthenticationError(
+            "the private key arrived sealed and CRONIUM_ENCRYPTION_KEY is not set"
+        )
+    try:
+        return sealing_key.open(text)
+    except SealedValueError as error:
+        raise AuthenticationError(f"the private key cannot be opened: {error}") from error

@@ -1,0 +1,183 @@
+"""The runner on a server: deploy it, start and follow runs, signal and forget them."""
+
+import re
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from worker.errors import (
+    ConnectionLostError,
+    DeployError,
+    RunnerMissingError,
+    RunRefusedError,
+)
+from worker.remote.artifact import Artifact
+from worker.remote.channel import Channel
+from worker.remote.connection import Connection
+from worker.remote.frames import MAX_PREAMBLE_BYTES, Frame, FrameParser
+from worker.remote.payload import run_header
+
+# The runner's own exit statuses (sysexits.h where there is one).
+DIFFERS_STATUS = 65
+NO_SUCH_RUN_STATUS = 66
+
+# The path stands unquoted on a command line that any login shell may read.
+_usable_path = re.compile(r"/[A-Za-z0-9._/-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """`payload` is what `Payload.encode` made; the limit counts from the script's start."""
+
+    execution_id: str
+    limit_seconds: int
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """How many bytes of each stream are here already."""
+
+    stdout: int = 0
+    stderr: int = 0
+
+
+class Attachment:
+    """The frames of one `run` or `attach`."""
+
+    def __init__(self, channel: Channel, nonce: str, silence_seconds: float) -> None:
+        self._channel = channel
+        self._parser = FrameParser(nonce)
+        self._silence_seconds = silence_seconds
+        self._said_hello = False
+        self._frames: deque[Frame] = deque()
+
+    async def receive(self) -> Frame:
+        """The next frame; there is one after another until the run's last.
+
+        Raises RunnerMissingError if no usable runner answered, RunRefusedError if it ended
+        without a last frame of its own will, ConnectionLostError if the connection has gone
+        or nothing came for as long as three of the runner's signs of life take.
+        """
+        while not self._frames:
+            data = b""
+            with trio.move_on_after(self._silence_seconds) as silence:
+                data = await self._channel.receive()
+            if silence.cancelled_caught:
+                raise ConnectionLostError(f"nothing was heard for {self._silence_seconds:g} s")
+            if not data:
+                raise self._ended()
+            self._frames.extend(self._parser.feed(data))
+            if self._frames:
+                self._said_hello = True  # no frame comes before it
+        return self._frames.popleft()
+
+    def _ended(self) -> Exception:
+        status, reason = self._channel.exit_status, self._channel.stderr
+        if not self._said_hello:
+            if status == DIFFERS_STATUS:
+                return RunnerMissingError("the runner on the server is not the one deployed")
+            return RunnerMissingError(f"no runner answered (exit status {status}): {reason}"[:500])
+        if status:
+            return RunRefusedError(status, reason or "no reason given")
+        return ConnectionLostError("the runner stopped speaking before the run's end")
+
+
+async def deploy(connection: Connection, artifact: Artifact) -> str:
+    """Put the runner on the server, if it is not there yet; its path.
+
+    Raises DeployError, with the server's reason, if it could not be put there whole.
+    """
+    nonce = _nonce()
+    async with connection.exec("sh") as channel:
+        try:
+            await channel.send_all(artifact.install_script(nonce))
+            channel.send_eof()
+        except ConnectionLostError as error:
+            # A shell that is not one (nologin, a forced command) closes without reading.
+            raise DeployError(f"the server's shell ended at once: {channel.stderr}") from error
+        answer = await _read_answer(channel)
+    match = re.search(rb"\ncronium ([df]) %b ([^\n]*)\n" % nonce.encode(), b"\n" + answer)
+    if match is None:
+        said = channel.stderr or " ".join(answer.decode(errors="replace").split())
+        raise DeployError(f"the server's shell did not run the installer: {said}"[:500])
+    said = match[2].decode(errors="replace")
+    if match[1] == b"f":
+        raise DeployError(said)
+    if not _usable_path.match(said):
+        raise DeployError(f"the installer named an unusable path {said!r}")
+    return said
+
+
+@asynccontextmanager
+async def start(
+    connection: Connection,
+    path: str,
+    request: RunRequest,
+    *,
+    verify_sha256: str | None,
+    silence_seconds: float,
+) -> AsyncIterator[Attachment]:
+    """Start the run, unless it was ever started, and attach to it from the beginning."""
+    nonce = _nonce()
+    verify = f" {verify_sha256}" if verify_sha256 else ""
+    async with connection.exec(f"sh {path} run {nonce}{verify}") as channel:
+        header = run_header(request.execution_id, 0, 0, request.limit_seconds, request.payload)
+        try:
+            await channel.send_all(header + request.payload)
+            channel.send_eof()
+        except ConnectionLostError:
+            pass  # what the other side said before it closed tells more than this
+        yield Attachment(channel, nonce, silence_seconds)
+
+
+@asynccontextmanager
+async def attach(
+    connection: Connection,
+    path: str,
+    execution_id: str,
+    offsets: Offsets,
+    *,
+    silence_seconds: float,
+) -> AsyncIterator[Attachment]:
+    """Attach to a run that was started, from `offsets` on."""
+    nonce = _nonce()
+    arguments = f"{execution_id} {offsets.stdout} {offsets.stderr}"
+    async with connection.exec(f"sh {path} attach {nonce} {arguments}") as channel:
+        channel.send_eof()
+        yield Attachment(channel, nonce, silence_seconds)
+
+
+async def signal(connection: Connection, path: str, execution_id: str, reason: str) -> None:
+    """End the run; nothing of it is left when this returns. `reason` is cancel or timeout."""
+    await _call(connection, f"sh {path} signal {_nonce()} {execution_id} {reason}")
+
+
+async def forget(connection: Connection, path: str, execution_ids: Iterable[str]) -> None:
+    """Remove runs that have ended; idempotent."""
+    await _call(connection, f"sh {path} forget {_nonce()} {' '.join(execution_ids)}")
+
+
+async def _call(connection: Connection, command: str) -> None:
+    async with connection.exec(command) as channel:
+        channel.send_eof()
+        await _read_answer(channel)
+    status = channel.exit_status
+    if status not in (0, NO_SUCH_RUN_STATUS):
+        raise RunRefusedError(status, channel.stderr or "no reason given")
+
+
+async def _read_answer(channel: Channel) -> bytes:
+    """The last of what the command prints, up to its end; start-up files may print before."""
+    answer = b""
+    while data := await channel.receive():
+        answer = (answer + data)[-MAX_PREAMBLE_BYTES:]
+    return answer
+
+
+def _nonce() -> str:
+    return secrets.token_hex(8)
