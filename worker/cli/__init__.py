@@ -1,0 +1,38 @@
+"""The command `cronium-worker`: one module per subcommand, imported when it is called."""
+
+import importlib
+
+import click
+
+from worker import __version__
+
+# Name of the command: module that has a click command of the same name.
+COMMANDS = {
+    "run": "worker.cli.run",
+    "queue": "worker.cli.queue",
+    "demo": "worker.cli.demo",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is needed: `--version` and probes must be quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(cmd_name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cronium-worker")
+def main() -> None:
+    """Run Cronium's jobs on servers over SSH.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 try again later.
+    """

@@ -1,0 +1,53 @@
+"""`cronium-worker run`: the worker."""
+
+import os
+import sys
+from functools import partial
+
+import click
+import structlog
+import trio
+
+from worker import logs, settings
+from worker.errors import SettingsError, StateError, StateLockedError
+from worker.service import serve
+from worker.state.directory import open_state
+from worker.state.identity import worker_id
+
+EXIT_CONFIGURATION = 2
+EXIT_TRY_AGAIN = 75
+
+
+@click.command
+def run() -> None:
+    """Claim jobs from the queue and run them until SIGTERM.
+
+    Configured by environment variables alone; README.md has them all.
+
+    \b
+    Example:
+      CRONIUM_API_ENDPOINT=https://cronium.example.com \\
+      CRONIUM_API_TOKEN_FILE=/run/secrets/cronium-token cronium-worker run
+
+    The first SIGTERM or SIGINT lets running jobs finish, the second cancels them, the third
+    ends the process at once.
+    """
+    try:
+        loaded = settings.load(os.environ)
+    except SettingsError as error:
+        for fault in error.faults:
+            click.echo(f"cronium-worker: {fault}", err=True)
+        sys.exit(EXIT_CONFIGURATION)
+    try:
+        with open_state(loaded.state_dir) as database:
+            name = worker_id(database, loaded.orchestrator_id)
+            logs.configure(loaded.logs, worker_id=name)
+            for warning in settings.unknown_variables(os.environ):
+                structlog.get_logger().warning("unknown_variable", message=warning)
+            trio.run(partial(serve, loaded, database, name))
+    except StateLockedError as error:
+        click.echo(f"cronium-worker: {error}", err=True)
+        sys.exit(EXIT_TRY_AGAIN)
+    except StateError as error:
+        click.echo(f"cronium-worker: {error}", err=True)
+        sys.exit(EXIT_CONFIGURATION)

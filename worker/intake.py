@@ -1,0 +1,129 @@
+"""Claims: long-poll, capacity, back-off, and the hand-over to the jobs' nursery."""
+
+import random
+from typing import NoReturn
+
+import structlog
+import trio
+
+from worker.api.client import QueueClient
+from worker.api.wire import BadJob, JobBody
+from worker.errors import ProtocolError, QueueError
+from worker.jobs import Jobs
+from worker.relay import Relay
+from worker.report import release_entry
+
+log = structlog.get_logger()
+
+CONTAINER = "container"
+# Released at once, such a job would come back in the very next answer.
+HOLD_SECONDS = 30.0
+RELEASE_SECONDS = 5.0
+# Where the queue does not hold polls: after jobs soon again, when idle up to 5 s.
+POLL_FIRST_SECONDS = 1.0
+POLL_MOST_SECONDS = 5.0
+# When the API fails: full jitter, so that a pool of workers does not come back as one.
+FAILED_FIRST_SECONDS = 0.5
+FAILED_MOST_SECONDS = 30.0
+
+
+class Intake:
+    def __init__(
+        self, client: QueueClient, relay: Relay, jobs: Jobs, *, slots: int, batch_size: int
+    ) -> None:
+        self._client = client
+        self._relay = relay
+        self._jobs = jobs
+        self._slots = slots
+        self._batch_size = batch_size
+        self._busy = 0
+        self._slot_freed = trio.Event()
+        self._held: set[str] = set()
+        self._answers = True
+
+    @property
+    def free_slots(self) -> int:
+        return self._slots - self._busy
+
+    @property
+    def held_jobs(self) -> tuple[str, ...]:
+        """Jobs that are not ours to run and wait for their release."""
+        return tuple(self._held)
+
+    async def claim_forever(self, jobs: trio.Nursery) -> NoReturn:
+        """Claim as many jobs as there are free slots and start each in `jobs`.
+
+        One poll at a time: two at once under one id would get the same jobs twice.
+        """
+        async with trio.open_nursery() as holding:
+            await self._claim_forever(jobs, holding)
+
+    async def _claim_forever(self, jobs: trio.Nursery, holding: trio.Nursery) -> NoReturn:
+        failures = idle = 0
+        while True:
+            # The slot comes first: a claimed job must not wait, its lease is running.
+            while not self.free_slots:
+                self._slot_freed = trio.Event()
+                await self._slot_freed.wait()
+            # The queue counts held jobs against the poll, so ask for as many more.
+            count = min(self._batch_size, self.free_slots) + len(self._held)
+            try:
+                claim = await self._client.claim(count)
+            except (QueueError, ProtocolError) as error:
+                self._note_failure(error)
+                failures += 1
+                await trio.sleep(_jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS))
+                continue
+            if not self._answers:
+                self._answers = True
+                log.info("queue_answers_again")
+            failures = 0
+            for job in claim.jobs:
+                await self._take(job, jobs, holding)
+            idle = 0 if claim.jobs else idle + 1
+            if not claim.waited:
+                await trio.sleep(_jittered(POLL_FIRST_SECONDS, idle, POLL_MOST_SECONDS))
+
+    async def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> None:
+        if job.id is not None and (job.id in self._held or job.id in self._jobs.ids):
+            log.info("duplicate_dropped", job_id=job.id)
+        elif isinstance(job, BadJob):
+            if job.id is None:
+                log.error("job_without_id", error=job.fault)
+            else:
+                await self._jobs.refuse(job.id, job.fault)
+        elif job.type == CONTAINER:
+            self._held.add(job.id)
+            holding.start_soon(self._hold, job.id)
+        else:
+            self._busy += 1
+            self._jobs.admit(job.id, self._free_slot)
+            jobs.start_soon(self._jobs.run, job)
+
+    async def _hold(self, job_id: str) -> None:
+        log.info("container_job_held", job_id=job_id, seconds=HOLD_SECONDS)
+        try:
+            await trio.sleep(HOLD_SECONDS)
+        finally:
+            with trio.move_on_after(RELEASE_SECONDS, shield=True):  # a drain cuts the wait short
+                await self._relay.put(
+                    release_entry(job_id, "container jobs are not run by this worker")
+                )
+                await self._relay.wait_said(job_id)
+            self._held.discard(job_id)
+
+    def _free_slot(self) -> None:
+        self._busy -= 1
+        self._slot_freed.set()
+
+    def _note_failure(self, error: Exception) -> None:
+        # Once at its beginning: an outage of a night is not a log of a night.
+        if self._answers:
+            self._answers = False
+            log.warning("queue_unavailable", error=str(error))
+        else:
+            log.debug("queue_unavailable", error=str(error))
+
+
+def _jittered(first: float, times: int, most: float) -> float:
+    return random.uniform(0, min(first * 2 ** min(times, 16), most))  # noqa: S311  not a secret

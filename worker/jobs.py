@@ -1,0 +1,189 @@
+"""The jobs of this worker: each one run from its claim to its result in the outbox."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from worker.api.client import QueueClient
+from worker.api.wire import JobBody
+from worker.clock import now_ms
+from worker.dispatch.aggregate import aggregate
+from worker.dispatch.fanout import fan_out
+from worker.dispatch.plan import Plan, plan_job
+from worker.dispatch.result import ServerResult
+from worker.dispatch.server import Remote
+from worker.errors import JobError, ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.relay import FINAL_STATUSES, Relay
+from worker.report import complete_entry, create_entry, fail_entry, release_entry, share_bytes
+from worker.reported import ReportedExecution
+
+log = structlog.get_logger()
+
+# How long a claimed job waits for an API that has just stopped answering, before it starts anyway.
+ACKNOWLEDGE_SECONDS = 10
+RELEASE_SECONDS = 5
+
+
+class _Flight:
+    """A job in flight in this process."""
+
+    def __init__(self, free_slot: Callable[[], None]) -> None:
+        self.cancelled = trio.Event()
+        self.reported = False
+        self._free_slot = free_slot
+        self._holds_slot = True
+
+    def free_slot(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._free_slot()
+
+
+class Jobs:
+    """The registry of jobs in flight, and what the jobs' nursery runs."""
+
+    def __init__(self, client: QueueClient, relay: Relay, remote: Remote) -> None:
+        self._client = client
+        self._relay = relay
+        self._remote = remote
+        self._settings = remote.settings
+        self._flights: dict[str, _Flight] = {}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._flights)
+
+    def admit(self, job_id: str, free_slot: Callable[[], None]) -> bool:
+        """Whether the job is new here; a claim of one that is in flight is a duplicate.
+
+        `free_slot` is called once, when an admitted job's result is in the outbox.
+        """
+        if job_id in self._flights:
+            return False
+        self._flights[job_id] = _Flight(free_slot)
+        return True
+
+    def cancel(self, job_id: str) -> None:
+        flight = self._flights.get(job_id)
+        if flight is not None and not flight.cancelled.is_set():
+            log.info("job_cancelling", job_id=job_id)
+            flight.cancelled.set()
+
+    def cancel_all(self) -> None:
+        for job_id in self.ids:
+            self.cancel(job_id)
+
+    async def run(self, job: JobBody) -> None:
+        """Run an admitted job; when this returns, its end is in the outbox.
+
+        Cancellation hands the job over: its runs go on, and it goes back to the queue.
+        """
+        flight = self._flights[job.id]
+        structlog.contextvars.bind_contextvars(job_id=job.id)
+        try:
+            await self._run(job, flight)
+        except JobError as error:
+            await self.refuse(job.id, str(error))
+        except trio.Cancelled:
+            if not flight.reported:
+                log.info("job_handed_over")
+                with trio.move_on_after(RELEASE_SECONDS, shield=True):
+                    await self._relay.put(release_entry(job.id, "the worker is stopping"))
+            raise
+        except Exception as error:  # a fault of ours fails that job, not the worker
+            log.exception("job_fault")
+            fault = f"a fault of the worker: {error!r}"
+            await self._relay.put(fail_entry(job.id, fault, now=now_ms()))
+        finally:
+            flight.free_slot()
+            del self._flights[job.id]
+
+    async def refuse(self, job_id: str, fault: str) -> None:
+        """A job that cannot be run as it stands; the fault names the field."""
+        log.error("job_refused", job_id=job_id, error=fault)
+        await self._relay.put(fail_entry(job_id, fault, now=now_ms()))
+
+    async def _run(self, job: JobBody, flight: _Flight) -> None:
+        plan = plan_job(
+            job,
+            sealing_key=self._settings.encryption_key,
+            max_execution_seconds=self._settings.phases.max_execution_seconds,
+        )
+        if not await self._may_start(plan, flight):
+            return
+        started_at = now_ms()
+        log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
+        await self._relay.put(*(create_entry(plan, execution) for execution in plan.executions))
+        order = itertools.count()
+        children = [
+            ReportedExecution(
+                plan, execution, self._remote, self._relay, cancelled=flight.cancelled, order=order
+            )
+            for execution in plan.executions
+        ]
+
+        async def report(results: tuple[ServerResult, ...]) -> bool:
+            return await self._report(plan, results, children, flight, started_at)
+
+        await fan_out(children, report)
+
+    async def _may_start(self, plan: Plan, flight: _Flight) -> bool:
+        """Whether the job is still ours; an API that has stopped answering does not hold it up."""
+        with trio.move_on_after(ACKNOWLEDGE_SECONDS):
+            try:
+                job = await self._client.read_job(plan.job_id)
+                if job.status in FINAL_STATUSES:
+                    log.warning("job_disowned", reason=f"the job is {job.status}")
+                    return False
+                if job.status == "cancelled":
+                    flight.cancelled.set()
+                else:
+                    # Never sent late, since it revives a cancelled job.
+                    await self._client.report_running(plan.job_id)
+            except QueueRefusedError as error:
+                log.warning("job_disowned", reason=str(error))
+                return False
+            except (QueueUnavailableError, ProtocolError) as error:
+                log.warning("acknowledge_failed", error=str(error))
+        return True
+
+    async def _report(
+        self,
+        plan: Plan,
+        results: Sequence[ServerResult],
+        children: Sequence[ReportedExecution],
+        flight: _Flight,
+        started_at: int,
+    ) -> bool:
+        """Put the job's end into the outbox; whether the API has it within the cleanup's limit."""
+        job = aggregate(
+            results,
+            cancelled=flight.cancelled.is_set(),
+            policy=self._settings.jobs.exit_code_policy,
+        )
+        ended_at = now_ms()
+        await self._relay.put(
+            complete_entry(
+                plan,
+                job,
+                results,
+                {child.id: child.captures for child in children},
+                started_at=started_at,
+                ended_at=ended_at,
+                share=share_bytes(len(children), self._settings.jobs.output_limit_bytes),
+            )
+        )
+        flight.reported = True
+        flight.free_slot()
+        log.info(
+            "job_ended",
+            status=job.status,
+            exit_code=job.exit_code,
+            message=job.message,
+            duration_ms=ended_at - started_at,
+        )
+        with trio.move_on_after(self._settings.phases.cleanup_seconds) as limit:
+            await self._relay.wait_said(plan.job_id)
+        return not limit.cancelled_caught

@@ -1,0 +1,225 @@
+"""The outbox's way to the API: in order per job, until the API has it."""
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
+
+import msgspec
+import structlog
+import trio
+
+from worker.api import wire
+from worker.api.client import QueueClient
+from worker.clock import now_ms
+from worker.database import Database
+from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.state.outbox import FINAL_KINDS, Entry, Kind, Outbox, QueuedEntry
+
+log = structlog.get_logger()
+
+# Deliveries at once; a job's own entries go one after another.
+CONCURRENT_DELIVERIES = 8
+FIRST_PAUSE_SECONDS = 0.5
+MOST_PAUSE_SECONDS = 60.0
+# A row that the API answers with a fault of its own so often is given up: rows are best
+# effort and never block `complete`.
+ROW_ATTEMPTS = 4
+
+FINAL_STATUSES = frozenset(("completed", "failed", "timeout"))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disowned:
+    """The job is another worker's, or ended: what was to be said of it is void."""
+
+    reason: str
+
+
+Verdict = Delivered | Later | Parked | Disowned
+
+
+def pause_seconds(attempts: int) -> float:
+    """Full jitter: up to 0.5 s * 2^attempts, at most a minute."""
+    most = min(FIRST_PAUSE_SECONDS * 2 ** min(attempts, 16), MOST_PAUSE_SECONDS)
+    return random.uniform(0, most)  # noqa: S311  jitter, not a secret
+
+
+def judge(entry: Entry, attempts: int, error: QueueRefusedError | QueueUnavailableError) -> Verdict:
+    """What becomes of an entry whose delivery failed."""
+    if isinstance(error, QueueUnavailableError):
+        answered = error.status is not None and error.status != 401
+        # The app answers a second create of a row with 500: it is there.
+        if entry.kind is Kind.CREATE and error.status == 500:
+            return Delivered()
+        if answered and entry.kind not in FINAL_KINDS and attempts + 1 >= ROW_ATTEMPTS:
+            return Parked(str(error))
+        return Later(str(error))
+    return Parked(str(error))
+
+
+class Relay:
+    def __init__(self, client: QueueClient, outbox: Outbox, database: Database) -> None:
+        self._client = client
+        self._outbox = outbox
+        self._database = database
+        self._news = trio.Event()
+        self._in_flight: set[str] = set()
+        self._waiting: dict[str, trio.Event] = {}
+
+    async def put(self, *entries: Entry) -> None:
+        """Keep `entries` until the API has them; they are on disk when this returns."""
+        await self._database.run(partial(self._outbox.put, entries, now=now_ms()))
+        self._news.set()
+
+    async def wait_said(self, job_id: str) -> None:
+        """Until nothing is left to say of that job."""
+        while job_id in await self._database.run(self._outbox.pending_jobs):
+            await self._waiting.setdefault(job_id, trio.Event()).wait()
+
+    async def wait_empty(self) -> None:
+        for job_id in await self._database.run(self._outbox.pending_jobs):
+            await self.wait_said(job_id)
+
+    async def pending_jobs(self) -> tuple[str, ...]:
+        return await self._database.run(self._outbox.pending_jobs)
+
+    async def run(self) -> NoReturn:
+        """Deliver what is due, and go on; what fails for a passing reason is tried for ever."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._news = trio.Event()
+                room = CONCURRENT_DELIVERIES - len(self._in_flight)
+                # Heads of jobs in flight are among them, so ask for as many more.
+                heads = await self._database.run(
+                    partial(self._outbox.heads, limit=CONCURRENT_DELIVERIES * 2, now=now_ms())
+                )
+                for queued in [q for q in heads if q.entry.job_id not in self._in_flight][:room]:
+                    self._in_flight.add(queued.entry.job_id)
+                    nursery.start_soon(self._deliver, queued)
+                await self._wait_for_work()
+
+    async def _wait_for_work(self) -> None:
+        due_at = await self._database.run(self._outbox.next_due_at)
+        seconds = float("inf")
+        if due_at is not None and due_at > now_ms():
+            seconds = (due_at - now_ms()) / 1000
+        elif due_at is not None and not self._in_flight:
+            seconds = 0
+        # Otherwise what is due is being delivered, and the end of that is news.
+        with trio.move_on_after(seconds):
+            await self._news.wait()
+
+    async def _deliver(self, queued: QueuedEntry) -> None:
+        entry = queued.entry
+        try:
+            verdict = await self._attempt(queued)
+            await self._record(queued, verdict)
+        finally:
+            self._in_flight.discard(entry.job_id)
+            self._news.set()
+            waiting = self._waiting.pop(entry.job_id, None)
+            if waiting is not None:
+                waiting.set()
+
+    async def _attempt(self, queued: QueuedEntry) -> Verdict:
+        try:
+            if queued.entry.kind in FINAL_KINDS:
+                return await self._say_last(queued)
+            await self._send(queued.entry)
+        except (QueueRefusedError, QueueUnavailableError) as error:
+            if isinstance(error, QueueRefusedError) and error.status == 404:
+                return await self._create_and_send(queued)
+            return judge(queued.entry, queued.attempts, error)
+        except ProtocolError as error:
+            return Later(str(error))
+        return Delivered()
+
+    async def _say_last(self, queued: QueuedEntry) -> Verdict:
+        """Say how a job ended, after a look at whose it is: the app has no guard of its own.
+
+        So a `complete` whose answer was lost is not sent twice, which would fire the event's
+        follow-up actions again.
+        """
+        entry = queued.entry
+        try:
+            job = await self._client.read_job(entry.job_id)
+        except QueueRefusedError as error:
+            return Disowned(str(error))
+        # A cancelled job has a result only once it was completed as such.
+        if job.status in FINAL_STATUSES or (job.status == "cancelled" and job.result is not None):
+            said = queued.attempts > 0  # by an earlier attempt whose answer was lost
+            return Delivered() if said else Disowned(f"the job is {job.status}")
+        if job.status == "cancelled":
+            entry = _as_cancelled(entry)
+        await self._send(entry)
+        return Delivered()
+
+    async def _create_and_send(self, queued: QueuedEntry) -> Verdict:
+        """The row is not there: the app refuses a create with a server that it does not have."""
+        entry = queued.entry
+        if entry.kind not in (Kind.UPDATE, Kind.RUNNING):
+            return Parked("404")
+        body = wire.encode(wire.CreateExecutionBody(job_id=entry.job_id))
+        try:
+            await self._client.create_execution(entry.subject, body)
+            await self._send(entry)
+        except QueueRefusedError as error:
+            return Parked(str(error))
+        except QueueUnavailableError as error:
+            return judge(entry, queued.attempts, error)
+        return Delivered()
+
+    async def _send(self, entry: Entry) -> None:
+        match entry.kind:
+            case Kind.CREATE:
+                await self._client.create_execution(entry.subject, entry.body)
+            case Kind.RUNNING | Kind.UPDATE:
+                await self._client.update_execution(entry.subject, entry.body)
+            case Kind.COMPLETE:
+                await self._client.complete(entry.subject, entry.body)
+            case Kind.FAIL:
+                await self._client.fail(entry.subject, entry.body)
+            case Kind.RELEASE:
+                await self._client.release(entry.subject, entry.body)
+
+    async def _record(self, queued: QueuedEntry, verdict: Verdict) -> None:
+        fields = {"job_id": queued.entry.job_id, "kind": queued.entry.kind}
+        match verdict:
+            case Delivered():
+                await self._database.run(partial(self._outbox.delivered, queued.id))
+                log.debug("outbox_delivered", **fields)
+            case Later(reason):
+                due_at = now_ms() + round(pause_seconds(queued.attempts) * 1000)
+                await self._database.run(partial(self._outbox.postpone, queued.id, due_at=due_at))
+                log.warning("outbox_postponed", **fields, error=reason)
+            case Parked(reason):
+                await self._database.run(partial(self._outbox.park, queued.id, reason))
+                log.error("outbox_parked", **fields, subject=queued.entry.subject, error=reason)
+            case Disowned(reason):
+                await self._database.run(partial(self._outbox.drop_job, queued.entry.job_id))
+                log.warning("job_disowned", **fields, reason=reason)
+
+
+def _as_cancelled(entry: Entry) -> Entry:
+    """A job that was cancelled meanwhile is completed as cancelled, with the output there is."""
+    if entry.kind is not Kind.COMPLETE:
+        return entry
+    body = msgspec.json.decode(entry.body)
+    body["status"] = "cancelled"
+    return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))

@@ -1,0 +1,176 @@
+"""From a job's results to what the API is told: bodies for the outbox."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.api import wire
+from worker.clock import rfc3339
+from worker.dispatch.output import Capture, interleave
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.result import JobResult, JobStatus, Outcome, ServerResult
+from worker.remote.frames import Stream
+from worker.state.outbox import Entry, Kind
+
+MAX_COMPLETE_BYTES = 8 * 1024 * 1024
+
+# How the app itself joins the two streams where there is one field.
+STDERR_HEADING = "\n--- STDERR ---\n"
+
+# Upper case is the quiet form: the app stores it as it is and leaves the job alone, where
+# `completed` would end the job with this one execution's result.
+_ROW_STATUS = {
+    Outcome.SUCCESS: "COMPLETED",
+    Outcome.TIMED_OUT: "TIMEOUT",
+    Outcome.CANCELLED: "CANCELLED",
+}
+
+Captures = Mapping[Stream, Capture]
+
+
+def clean(output: bytes) -> str:
+    """Output as the API can take it: a NUL is a 500 for ever, JSON knows no invalid UTF-8."""
+    return output.decode(errors="replace").replace("\0", "")
+
+
+def create_entry(plan: Plan, execution: PlannedExecution, *, with_server: bool = True) -> Entry:
+    """The row of one execution.
+
+    The app takes only ids of servers that it has, so others are left out.
+    """
+    server = execution.server
+    known = with_server and server.id.isascii() and server.id.isdigit()
+    body = wire.CreateExecutionBody(
+        job_id=plan.job_id, server_id=server.id if known else None, server_name=server.name
+    )
+    return Entry(plan.job_id, Kind.CREATE, execution.id, wire.encode(body))
+
+
+def running_entry(plan: Plan, execution: PlannedExecution, *, now: int) -> Entry:
+    body = wire.UpdateExecutionBody(
+        status="running", started_at=rfc3339(now), execution_started_at=rfc3339(now)
+    )
+    return Entry(plan.job_id, Kind.RUNNING, execution.id, wire.encode(body))
+
+
+def update_entry(plan: Plan, result: ServerResult, captures: Captures) -> Entry:
+    """The execution's final row, in the quiet form: it never says `completedAt`."""
+    times = result.times
+    setup_end = result.started_at + (times.setup_ms or 0)
+    ran = times.execution_ms is not None
+    output = clean(captures[Stream.STDOUT].content())
+    if stderr := clean(captures[Stream.STDERR].content()):
+        output += f"{STDERR_HEADING}{stderr}"
+    body = wire.UpdateExecutionBody(
+        status=_ROW_STATUS.get(result.outcome, "FAILED"),
+        started_at=rfc3339(result.started_at),
+        exit_code=result.exit_code,
+        output=output,
+        error=result.error,
+        setup_started_at=rfc3339(result.started_at),
+        setup_completed_at=rfc3339(setup_end),
+        execution_started_at=rfc3339(setup_end) if ran else None,
+        execution_completed_at=rfc3339(result.ended_at),
+        setup_duration=times.setup_ms,
+        execution_duration=times.execution_ms,
+        total_duration=result.ended_at - result.started_at,
+        execution_metadata={"outcome": result.outcome, "runner": result.runner},
+    )
+    return Entry(plan.job_id, Kind.UPDATE, result.execution_id, wire.encode(body))
+
+
+def complete_entry(
+    plan: Plan,
+    job: JobResult,
+    results: Sequence[ServerResult],
+    captures: Mapping[str, Captures],
+    *,
+    started_at: int,
+    ended_at: int,
+    share: int,
+) -> Entry:
+    """The job's end, at most 8 MiB whatever its output escapes to; `share` is `share_bytes`."""
+    metrics = _metrics(job, results, started_at, ended_at)
+    while True:
+        output = _output(job, results, captures, share)
+        body = wire.encode(
+            wire.CompleteBody(
+                status=job.status,
+                exit_code=job.exit_code,
+                output=output,
+                metrics=metrics,
+                timestamp=rfc3339(ended_at),
+            )
+        )
+        if len(body) <= MAX_COMPLETE_BYTES or not share:
+            return Entry(plan.job_id, Kind.COMPLETE, plan.job_id, body)
+        # Prefixes and escapes take their part; a tenth to spare ends this in a few turns.
+        share = share * MAX_COMPLETE_BYTES // len(body) * 9 // 10
+
+
+def share_bytes(servers: int, output_limit_bytes: int) -> int:
+    """What each stream of each of so many servers may have of one `complete`."""
+    return min(output_limit_bytes, MAX_COMPLETE_BYTES // (len(Stream) * servers))
+
+
+def fail_entry(job_id: str, error: str, *, now: int) -> Entry:
+    """A job that never ran."""
+    body = wire.FailBody(error=error, exit_code=1, timestamp=rfc3339(now))
+    return Entry(job_id, Kind.FAIL, job_id, wire.encode(body))
+
+
+def release_entry(job_id: str, message: str) -> Entry:
+    return Entry(job_id, Kind.RELEASE, job_id, wire.encode(wire.ReleaseBody(message=message)))
+
+
+def _output(
+    job: JobResult,
+    results: Sequence[ServerResult],
+    captures: Mapping[str, Captures],
+    share: int,
+) -> wire.OutputBody:
+    """The servers' lines, prefixed; the job's message last on stdout and, unless all succeeded,
+    first on stderr, since `complete` has no field for it."""
+
+    def lines(stream: Stream) -> str:
+        return clean(
+            interleave(
+                (result.server_name, captures[result.execution_id][stream].trimmed(share).blocks())
+                for result in results
+            )
+        )
+
+    message = f"[cronium] {job.message}\n"
+    errors = "".join(
+        f"[{result.server_name}] [cronium] {result.error}\n" for result in results if result.error
+    )
+    succeeded = all(result.outcome is Outcome.SUCCESS for result in results)
+    return wire.OutputBody(
+        stdout=lines(Stream.STDOUT) + message,
+        stderr=("" if succeeded and job.status is JobStatus.COMPLETED else message + errors)
+        + lines(Stream.STDERR),
+    )
+
+
+def _metrics(
+    job: JobResult, results: Sequence[ServerResult], started_at: int, ended_at: int
+) -> dict[str, Any]:
+    return {
+        "startTime": rfc3339(started_at),
+        "endTime": rfc3339(ended_at),
+        "duration": ended_at - started_at,
+        "message": job.message,
+        "servers": [
+            {
+                "id": result.server_id,
+                "name": result.server_name,
+                "executionId": result.execution_id,
+                "outcome": result.outcome,
+                "exitCode": result.exit_code,
+                "setupMs": result.times.setup_ms,
+                "executionMs": result.times.execution_ms,
+                "error": result.error,
+                "runner": result.runner,
+            }
+            for result in results
+        ],
+    }

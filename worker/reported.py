@@ -1,0 +1,112 @@
+"""One execution with its row at the API and its lines in the log."""
+
+import itertools
+
+import structlog
+import trio
+
+from worker.clock import now_ms
+from worker.dispatch.output import Capture, LineCutter
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.result import ServerResult
+from worker.dispatch.server import Remote, ServerExecution
+from worker.relay import Relay
+from worker.remote.frames import Stream
+from worker.report import Captures, running_entry, share_bytes, update_entry
+
+log = structlog.get_logger()
+
+# A run that is over sooner is told of once, by its final row.
+RUNNING_AFTER_SECONDS = 1.0
+# A longer line is logged in pieces: a log line stays under 16 KiB, each character escaped.
+LOGGED_CHARACTERS = 2048
+
+
+class ReportedExecution:
+    """A child of the fan-out; `order` numbers what all servers of the job print."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        execution: PlannedExecution,
+        remote: Remote,
+        relay: Relay,
+        *,
+        cancelled: trio.Event,
+        order: "itertools.count[int]",
+    ) -> None:
+        settings = remote.settings
+        self._plan = plan
+        self._execution = execution
+        self._relay = relay
+        self._order = order
+        self._logs_output = settings.logs.output
+        self._output_limit_bytes = settings.jobs.output_limit_bytes
+        self._captures = {stream: Capture(self._output_limit_bytes) for stream in Stream}
+        self._cutters = {stream: LineCutter() for stream in Stream}
+        self._started = trio.Event()
+        self._inner = ServerExecution(
+            plan,
+            execution,
+            remote,
+            cancelled=cancelled,
+            started=self._started.set,
+            sink=self._take_output,
+        )
+
+    @property
+    def id(self) -> str:
+        return self._execution.id
+
+    @property
+    def captures(self) -> Captures:
+        return self._captures
+
+    async def run(self) -> ServerResult:
+        """How the execution ended; its final row is in the outbox then."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce)
+            result = await self._inner.run()
+            # Before the final row, so that the row's `running` never comes after it.
+            nursery.cancel_scope.cancel()
+        for stream, cutter in self._cutters.items():
+            self._keep(stream, cutter.flush())
+        await self._relay.put(update_entry(self._plan, result, self._captures))
+        self._keep_share()
+        return result
+
+    async def clean_up(self) -> None:
+        await self._inner.clean_up()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def _announce(self) -> None:
+        await self._started.wait()
+        started_at = now_ms()
+        await trio.sleep(RUNNING_AFTER_SECONDS)
+        await self._relay.put(running_entry(self._plan, self._execution, now=started_at))
+
+    def _keep_share(self) -> None:
+        """After the final row, only the job's share of the output is still of use."""
+        share = share_bytes(len(self._plan.executions), self._output_limit_bytes)
+        self._captures = {
+            stream: capture.trimmed(share) for stream, capture in self._captures.items()
+        }
+
+    def _take_output(self, stream: Stream, data: bytes) -> None:
+        self._keep(stream, self._cutters[stream].feed(data))
+
+    def _keep(self, stream: Stream, lines: bytes) -> None:
+        if not lines:
+            return
+        self._captures[stream].add(next(self._order), lines)
+        if self._logs_output:
+            for line in lines.removesuffix(b"\n").split(b"\n"):
+                _log_line(stream, line.decode(errors="replace"))
+
+
+def _log_line(stream: Stream, text: str) -> None:
+    for at in range(0, len(text) or 1, LOGGED_CHARACTERS):
+        more = {"continues": True} if at + LOGGED_CHARACTERS < len(text) else {}
+        log.info("script_output", stream=stream, text=text[at : at + LOGGED_CHARACTERS], **more)

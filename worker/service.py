@@ -1,0 +1,136 @@
+"""The root of the task tree."""
+
+import os
+import signal
+from typing import NoReturn
+
+import structlog
+import trio
+import trio_asyncio
+
+from worker import __version__
+from worker.api.client import QueueClient, open_client
+from worker.api.wire import CapacityBody
+from worker.database import Database
+from worker.dispatch.server import Remote
+from worker.errors import ProtocolError, QueueError
+from worker.intake import Intake
+from worker.jobs import Jobs
+from worker.relay import Relay
+from worker.remote.artifact import load_artifact
+from worker.remote.connector import Connector
+from worker.remote.deployments import Deployments
+from worker.settings import Settings
+from worker.state.directory import HEARTBEAT
+from worker.state.outbox import Outbox
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 15.0
+# What is left in the outbox then is sent at the next start.
+FLUSH_SECONDS = 10.0
+
+
+class Service:
+    def __init__(self, settings: Settings, client: QueueClient, database: Database) -> None:
+        self._settings = settings
+        self._client = client
+        self._relay = Relay(client, Outbox(database), database)
+        artifact = load_artifact()
+        remote = Remote(
+            settings,
+            Connector(settings.ssh, database),
+            Deployments(
+                database, artifact, verify_after_seconds=settings.ssh.runner_verify_after_seconds
+            ),
+        )
+        self._jobs = Jobs(client, self._relay, remote)
+        self._intake = Intake(
+            client,
+            self._relay,
+            self._jobs,
+            slots=settings.jobs.max_concurrent,
+            batch_size=settings.jobs.poll_batch_size,
+        )
+
+    async def run(self, drain: trio.Event) -> None:
+        """Claim and run jobs until `drain` is set, then let them finish within the drain limit.
+
+        The nurseries nest in the order in which things must end: claims, then jobs, then what
+        tells the API of them. A job that is still running at the limit is handed over.
+        """
+        async with trio.open_nursery() as support:
+            support.start_soon(self._relay.run)
+            support.start_soon(self._beat_forever)
+            async with trio.open_nursery() as jobs:
+                async with trio.open_nursery() as claiming:
+                    claiming.start_soon(self._intake.claim_forever, jobs)
+                    await drain.wait()
+                    log.info("draining", jobs=len(self._jobs.ids))
+                    claiming.cancel_scope.cancel()
+                jobs.cancel_scope.deadline = trio.current_time() + self._settings.jobs.drain_seconds
+            with trio.move_on_after(FLUSH_SECONDS) as flush:
+                await self._relay.wait_empty()
+            if flush.cancelled_caught:
+                log.warning("outbox_not_empty", jobs=len(await self._relay.pending_jobs()))
+            support.cancel_scope.cancel()
+
+    def cancel_jobs(self) -> None:
+        self._jobs.cancel_all()
+
+    async def _beat_forever(self) -> NoReturn:
+        """Name every job that the API has not heard the end of; learn which were cancelled."""
+        file = self._settings.state_dir / HEARTBEAT
+        while True:
+            await trio.to_thread.run_sync(file.touch)
+            pending = await self._relay.pending_jobs()
+            running = tuple(dict.fromkeys((*self._jobs.ids, *self._intake.held_jobs, *pending)))
+            free = self._intake.free_slots
+            slots = self._settings.jobs.max_concurrent
+            capacity = CapacityBody(
+                max_jobs=slots, current_jobs=slots - free, available_slots=max(0, free)
+            )
+            try:
+                cancelled = await self._client.heartbeat(running, capacity)
+            except (QueueError, ProtocolError) as error:
+                log.debug("heartbeat_failed", error=str(error))
+            else:
+                for job_id in cancelled:
+                    self._jobs.cancel(job_id)
+            await trio.sleep(HEARTBEAT_SECONDS)
+
+
+async def serve(settings: Settings, database: Database, worker_id: str) -> None:
+    """The whole worker, until a signal has drained it.
+
+    The first signal drains, the second cancels what runs, the third ends the process at once.
+    """
+    async with (
+        trio_asyncio.open_loop(),
+        open_client(settings.api, worker_id) as client,
+        trio.open_nursery() as nursery,
+    ):
+        service = Service(settings, client, database)
+        drain = trio.Event()
+        nursery.start_soon(_obey_signals, service, drain)
+        log.info("worker_started", version=__version__, endpoint=settings.api.endpoint)
+        await service.run(drain)
+        log.info("worker_stopped")
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(service: Service, drain: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        count = 0
+        async for _ in signals:
+            count += 1
+            if count == 1:
+                drain.set()
+            elif count == 2:
+                log.warning("cancelling_jobs")
+                service.cancel_jobs()
+            else:
+                log.error("stopped_at_once")
+                # Whatever holds the program up may hold up its orderly end too; the state
+                # file takes a cut at any moment.
+                os._exit(1)
