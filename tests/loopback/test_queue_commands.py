@@ -1,0 +1,284 @@
+"""The commands of `cronium-worker queue`."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from worker.cli.queue import queue
+from worker.clock import now_ms
+from worker.queue_server.bodies import CreateExecution, UpdateExecution
+from worker.queue_server.keys import open_keyring
+from worker.queue_server.model import JobEnd, JobStatus
+from worker.queue_server.store import Store
+
+WORKER = "worker-1"
+
+
+class Commands:
+    """Runs commands on one database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = folder / "queue.db"
+
+    def __call__(self, *arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(queue, arguments, env={"CRONIUM_QUEUE_DB": str(self.database)})
+        assert result.exit_code == code, result.output
+        return result
+
+    def file(self, name: str, text: str) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def add_server(self, name: str) -> None:
+        key = self.file("id", "KEY\n")
+        self("add-server", name, "--host", "127.0.0.1", "--user", "deploy", "--key-file", key)
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        store = Store.open(self.database, open_keyring(self.database, {}))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    for name in ("CRONIUM_ENCRYPTION_KEY", "CRONIUM_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return Commands(tmp_path)
+
+
+def test_an_event_is_submitted_as_it_was_added(commands: Commands) -> None:
+    commands.add_server("web-1")
+    commands.add_server("web-2")
+    script = commands.file("report.py", "print(1)")
+    commands(
+        "add-event", "report", "--script", script, "--server", "web-2", "--server", "web-1",
+        "--env", "A=1", "--env", "B=x=y", "--timeout", "1m30s", "--input", '{"n": 1}',
+        "--workdir", "/srv",
+    )  # fmt: skip
+
+    job_id = commands("submit", "report", "--env", "A=2", "--priority", "high").stdout.strip()
+
+    with commands.store() as store:
+        (job,) = store.claim(WORKER, limit=10, types=None, now=now_ms())
+    assert (job["id"], job["priority"]) == (job_id, 10)
+    execution = job["execution"]
+    assert execution["script"] == {
+        "type": "PYTHON",
+        "content": "print(1)",
+        "workingDirectory": "/srv",
+    }
+    assert execution["environment"] == {"A": "2", "B": "x=y"}
+    assert (execution["timeout"], execution["inputData"]) == (90_000_000_000, {"n": 1})
+    assert [server["name"] for server in job["metadata"]["servers"]] == ["web-2", "web-1"]
+
+
+def test_a_server_and_an_event_of_the_same_name_are_replaced(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("hello.sh", "echo hello")
+    commands("add-event", "hello", "--script", script, "--server", "web-1")
+    password = commands.file("password", "s3cret\n")
+    commands(
+        "add-server", "web-1", "--host", "10.0.0.9", "--user", "root", "--password-file", password
+    )
+    commands("add-event", "hello", "--script", script, "--server", "web-1", "--type", "node")
+    commands("submit", "hello")
+
+    with commands.store() as store:
+        (job,) = store.claim(WORKER, limit=10, types=None, now=now_ms())
+
+    assert job["execution"]["target"]["serverDetails"] == {
+        "id": "1",
+        "name": "web-1",
+        "host": "10.0.0.9",
+        "port": 22,
+        "username": "root",
+        "password": "s3cret",
+    }
+    assert job["execution"]["script"]["type"] == "NODEJS"
+    assert job["metadata"]["eventVersion"] == 2
+
+
+def test_a_job_for_later_is_claimed_later(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("hello.sh", "echo hello")
+    commands("submit", "--script", script, "--server", "web-1", "--at", "+10m")
+
+    with commands.store() as store:
+        now = store.claim(WORKER, limit=10, types=None, now=now_ms())
+        then = store.claim(WORKER, limit=10, types=None, now=now_ms() + 601_000)
+
+    assert (len(now), len(then)) == (0, 1)
+
+
+def test_show_prints_servers_with_outcome_and_times(commands: Commands) -> None:
+    job_id = _finished_job(commands)
+
+    shown = commands("show", job_id).stdout
+    output = commands("show", job_id, "--output")
+    as_json = json.loads(commands("show", job_id, "--json").stdout)
+    listed = json.loads(commands("jobs", "--json").stdout)
+
+    assert "PARTIAL SUCCESS: 1 of 2" in shown
+    row = next(line for line in shown.splitlines() if "web-2" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "web-2", "timed_out", "124", "0.12 s", "2.00 s", "0.01 s", "over its limit of 2 s",
+    ]  # fmt: skip
+    assert (output.stdout, output.stderr) == ("[web-1] hello\n", "[web-2] oh\n")
+    assert (as_json["exitCode"], as_json["executions"][1]["exitCode"]) == (300, 124)
+    assert [job["id"] for job in listed] == [job_id]
+
+
+def test_wait_shows_the_changes_and_exits_with_the_code(commands: Commands) -> None:
+    commands.add_server("web-1")
+    commands.add_server("web-2")
+    script = commands.file("hello.sh", "echo hello")
+    work = threading.Thread(target=_work, args=[commands])
+    work.start()
+
+    waited = commands(
+        "submit", "--script", script, "--server", "web-1", "--server", "web-2", "--wait", code=255
+    )
+
+    work.join()
+    lines = waited.stderr.splitlines()
+    assert "web-2: timed_out, exit 124, 2.13 s: over its limit of 2 s" in lines
+    assert lines[-1].endswith("failed, exit 300: PARTIAL SUCCESS: 1 of 2")
+
+
+def test_cancel_ends_a_job_once(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("hello.sh", "echo hello")
+    job_id = commands("submit", "--script", script, "--server", "web-1").stdout.strip()
+
+    commands("cancel", job_id)
+
+    assert json.loads(commands("jobs", "--json").stdout)[0]["status"] == "cancelled"
+    assert "is over already" in commands("cancel", _finished_job(commands), code=1).stderr
+    assert "not found" in commands("cancel", "job_none", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["submit"], 2, "either an EVENT or --script"),
+        (["submit", "none"], 1, "no event 'none'"),
+        (["submit", "e", "--server", "web-1"], 2, "--server goes with --script"),
+        (["submit", "--script", __file__], 2, "at least one --server"),
+        (["submit", "--script", __file__, "--server", "web-9"], 1, "no server 'web-9'"),
+        (["submit", "e", "--at", "soon"], 2, "is no time"),
+        (["add-server", "x", "--host", "h", "--user", "u"], 2, "--key-file or --password-file"),
+        (["add-event", "e", "--script", __file__, "--timeout", "0"], 2, "is no duration"),
+        (["add-event", "e", "--script", __file__, "--env", "A"], 2, "is not NAME=VALUE"),
+        (["serve", "--host", "0.0.0.0"], 2, "--tls-cert and --tls-key, or --insecure"),  # noqa: S104 refused
+        (["serve", "--tls-cert", __file__], 2, "go together"),
+        (["serve", "--tls-cert", __file__, "--tls-key", __file__, "--port", "0"], 1, "SSL"),
+    ],
+)
+def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands: Commands) -> None:
+    assert said in commands(*arguments, code=code).stderr
+
+
+async def test_serve_says_where_keeps_a_token_and_ends_on_a_signal(commands: Commands) -> None:
+    arguments = ["serve", "--db", str(commands.database), "--port", "0"]
+    command = [sys.executable, "-c", "from worker.cli.queue import queue; queue()", *arguments]
+    answers = []
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(_started, command)
+            address = (await process.stdout.receive_some()).decode().removeprefix("queue ready at ")
+            token = (commands.folder / "queue.db.token").read_text().strip()
+            headers = {"Authorization": f"Bearer {token}", "X-Orchestrator-ID": WORKER}
+            async with httpx.AsyncClient(base_url=address.strip() + "/api/internal") as client:
+                refused = await client.get("/jobs/queue")
+
+                async def poll() -> None:
+                    waiting = {**headers, "Prefer": "wait=30"}
+                    answer = await client.get("/jobs/queue", headers=waiting, timeout=10)
+                    answers.append(answer.json())
+
+                async with trio.open_nursery() as polls:
+                    for _ in range(3):
+                        polls.start_soon(poll)
+                    await trio.sleep(0.3)
+                    process.terminate()
+                    signalled = trio.current_time()
+                assert await process.wait() == 0
+
+    assert trio.current_time() - signalled < 1
+    assert refused.status_code == 401
+    assert answers == [{"jobs": [], "count": 0}] * 3
+    assert (await process.stderr.receive_some()).decode() == (
+        f"the token is in {commands.folder / 'queue.db.token'}\n"
+    )
+    assert commands.database.stat().st_mode & 0o777 == 0o600
+    await process.stdout.aclose()
+    await process.stderr.aclose()
+
+
+async def _started(command: list[str], task_status: trio.TaskStatus[trio.Process]) -> None:
+    process = await trio.lowlevel.open_process(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        task_status.started(process)
+        await process.wait()
+    finally:
+        process.kill()
+
+
+def _finished_job(commands: Commands) -> str:
+    commands.add_server("web-1")
+    commands.add_server("web-2")
+    script = commands.file("hello.sh", "echo hello")
+    job_id = commands(
+        "submit", "--script", script, "--server", "web-1", "--server", "web-2"
+    ).stdout.strip()
+    _work(commands)
+    return job_id
+
+
+def _work(commands: Commands) -> None:
+    """What a worker reports of the next job: one server fine, one over its limit."""
+    with commands.store() as store:
+        jobs = store.claim(WORKER, limit=1, types=None, now=now_ms())
+        while not jobs:
+            jobs = store.claim(WORKER, limit=1, types=None, now=now_ms())
+        job_id = jobs[0]["id"]
+        for number, code in ((1, 0), (2, 124)):
+            execution_id = f"exec_{job_id}_{number}_0"
+            create = CreateExecution(job_id=job_id, server_id=number, server_name=f"web-{number}")
+            store.create_execution(execution_id, create, now_ms())
+            update = UpdateExecution(
+                status="TIMEOUT" if code else "COMPLETED",
+                exit_code=code,
+                error="over its limit of 2 s" if code else None,
+                setup_duration=120,
+                execution_duration=2000,
+                cleanup_duration=10,
+                total_duration=2130,
+                execution_metadata={"outcome": "timed_out" if code else "success"},
+            )
+            store.update_execution(execution_id, update, now_ms())
+        end = JobEnd(
+            JobStatus.FAILED,
+            "failed",
+            {"exitCode": 300, "metrics": {"message": "PARTIAL SUCCESS: 1 of 2"}},
+            stdout="[web-1] hello\n",
+            stderr="[web-2] oh\n",
+        )
+        store.end(job_id, WORKER, end, now_ms())

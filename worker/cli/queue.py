@@ -1,0 +1,538 @@
+"""`cronium-worker queue`: the embedded queue, its servers, events and jobs."""
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import click
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from worker.clock import now_ms, rfc3339
+from worker.errors import WorkerError
+from worker.queue_server.follow import follow, outcome
+from worker.queue_server.keys import api_token, open_keyring
+from worker.queue_server.model import Execution, JobReport, Priority, Script, ScriptType, Server
+from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
+from worker.queue_server.store import Store
+from worker.queue_server.transform import execution_row, job_row
+from worker.settings import parse_duration
+
+DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
+MAX_EXIT_CODE = 255
+INTERRUPTED = 130
+
+SUFFIXES = {
+    ".sh": ScriptType.BASH,
+    ".bash": ScriptType.BASH,
+    ".py": ScriptType.PYTHON,
+    ".js": ScriptType.NODEJS,
+    ".mjs": ScriptType.NODEJS,
+    ".cjs": ScriptType.NODEJS,
+}
+TYPES = {"bash": ScriptType.BASH, "python": ScriptType.PYTHON, "node": ScriptType.NODEJS}
+
+
+class Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = parse_duration(str(value))
+        except ValueError:
+            seconds = 0.0
+        if not seconds:
+            self.fail(f"{value!r} is no duration: 30s, 5m, 1h30m or seconds", param, ctx)
+        return seconds
+
+
+class Moment(click.ParamType[int]):
+    """A point in time, as UTC epoch milliseconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        try:
+            if text.startswith("+"):
+                return now_ms() + int(parse_duration(text[1:]) * 1000)
+            # Without an offset it is this machine's time.
+            return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+        except ValueError:
+            self.fail(
+                f"{text!r} is no time: 2026-11-23T18:00, 2026-11-23T18:00Z or +10m", param, ctx
+            )
+
+
+class Assignment(click.ParamType[tuple[str, str]]):
+    name = "name=value"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name, text
+
+
+Options = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class ScriptOptions(TypedDict):
+    """What `script_options` adds, but for the servers."""
+
+    script_type: str | None
+    environment: tuple[tuple[str, str], ...]
+    timeout: float
+    script_input: str
+    workdir: str
+
+
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+database_option: Options = click.option(
+    "--db",
+    "database",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="CRONIUM_QUEUE_DB",
+    default=lambda: Path(DEFAULT_DATABASE).expanduser(),
+    show_default=f"$CRONIUM_QUEUE_DB or {DEFAULT_DATABASE}",
+    help="The queue's file.",
+)
+
+
+def script_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a script is run with; shared by add-event and submit."""
+    for option in reversed(
+        (
+            click.option("--server", "servers", multiple=True, help="Run on this one; repeatable."),
+            click.option(
+                "--type",
+                "script_type",
+                type=click.Choice(list(TYPES)),
+                help="The script's language.  [default: by the file's suffix, else bash]",
+            ),
+            click.option(
+                "--env",
+                "environment",
+                type=Assignment(),
+                multiple=True,
+                help="A variable of the script's environment; repeatable.",
+            ),
+            click.option(
+                "--timeout", type=Duration(), default="1h", show_default=True, help="Its limit."
+            ),
+            click.option("--input", "script_input", default="{}", help="Its input, as JSON."),
+            click.option("--workdir", default="", help="The directory to run it in."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def queue() -> None:
+    """An embedded queue: the Cronium app's queue API over one SQLite file.
+
+    \b
+    Example:
+      cronium-worker queue serve &
+      cronium-worker queue add-server web-1 --host 10.0.0.5 --user deploy --key-file ~/.ssh/id
+      cronium-worker queue submit --script hello.sh --server web-1 --wait
+    """
+
+
+@queue.command("serve")
+@database_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8370, show_default=True, help="The port; 0 picks a free one.")
+@click.option("--token-file", type=FILE, help="Has the token that workers must send.")
+@click.option("--lease", type=Duration(), default="60s", show_default=True, help="Of a claim.")
+@click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
+@click.option("--tls-key", type=FILE, help="The certificate's key, PEM.")
+@click.option("--insecure", is_flag=True, help="Let other machines connect without TLS.")
+def serve_command(
+    database: Path,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    lease: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
+) -> None:
+    """Serve the queue API until SIGTERM or Ctrl-C.
+
+    The token comes from --token-file or CRONIUM_API_TOKEN; without either it is made once and
+    kept beside the queue's file. Prints one line when it is ready.
+
+    \b
+    Example:
+      cronium-worker queue serve --db /var/lib/cronium/queue.db --port 8370
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls is None and not insecure and not is_loopback(host):
+        raise click.UsageError(
+            f"other machines can reach {host}, and claims carry the servers' credentials: "
+            "give --tls-cert and --tls-key, or --insecure if the network is trusted"
+        )
+    with _errors_shown():
+        keyring = open_keyring(database, os.environ)
+        token, kept_in = api_token(database, os.environ, token_file)
+        if not token.reveal():
+            raise click.UsageError("the token is empty")
+        if kept_in is not None:
+            click.echo(f"the token is in {kept_in}", err=True)
+        settings = ServeSettings(database, keyring, token, host, port, lease, tls)
+        trio.run(_serve_until_signalled, settings)
+
+
+async def _serve_until_signalled(settings: ServeSettings) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        await serve(settings, signals.__anext__, _print_ready)
+
+
+def _print_ready(address: str) -> None:
+    click.echo(f"queue ready at {address}")
+
+
+@queue.command("add-server")
+@database_option
+@click.argument("name")
+@click.option("--host", required=True, help="Its address.")
+@click.option("--port", type=click.IntRange(1, 65535), default=22, show_default=True)
+@click.option("--user", required=True, help="The account to log into.")
+@click.option("--key-file", type=FILE, help="The private key.")
+@click.option("--passphrase-file", type=FILE, help="The key's passphrase.")
+@click.option("--password-file", type=FILE, help="The account's password.")
+def add_server(
+    database: Path,
+    name: str,
+    host: str,
+    port: int,
+    user: str,
+    key_file: Path | None,
+    passphrase_file: Path | None,
+    password_file: Path | None,
+) -> None:
+    """Add a server, or replace the one of that name. Credentials are kept sealed.
+
+    \b
+    Example:
+      cronium-worker queue add-server web-1 --host 10.0.0.5 --user deploy --key-file ~/.ssh/id
+    """
+    if (key_file is None) == (password_file is None):
+        raise click.UsageError("give either --key-file or --password-file")
+    if passphrase_file is not None and key_file is None:
+        raise click.UsageError("--passphrase-file goes with --key-file")
+    with _opened(database) as store:
+        server = Server(
+            id=0,
+            name=name,
+            host=host,
+            port=port,
+            username=user,
+            private_key=_text(key_file),
+            passphrase=_line(passphrase_file),
+            password=_line(password_file),
+        )
+        server_id = store.put_server(server, now_ms())
+    click.echo(f"server {name} has id {server_id}", err=True)
+
+
+@queue.command("add-event")
+@database_option
+@click.argument("name")
+@click.option("--script", "script_file", type=FILE, required=True, help="What it runs.")
+@script_options
+def add_event(
+    database: Path,
+    name: str,
+    script_file: Path,
+    servers: tuple[str, ...],
+    **options: Unpack[ScriptOptions],
+) -> None:
+    """Add an event, a script with its servers, or replace the one of that name.
+
+    \b
+    Example:
+      cronium-worker queue add-event backup --script backup.sh --server db-1 --timeout 30m
+    """
+    if not servers:
+        raise click.UsageError("give at least one --server")
+    script = _script(script_file, options)
+    with _opened(database) as store:
+        event_id = store.put_event(name, script, servers, now_ms())
+    click.echo(f"event {name} has id {event_id}", err=True)
+
+
+@queue.command("submit")
+@database_option
+@click.argument("event", required=False)
+@click.option("--script", "script_file", type=FILE, help="A script given on the spot.")
+@script_options
+@click.option(
+    "--priority",
+    type=click.Choice([priority.name.lower() for priority in Priority]),
+    default="normal",
+    show_default=True,
+    help="Higher is claimed first.",
+)
+@click.option("--at", "scheduled_for", type=Moment(), help="Not before this: a time, or +10m.")
+@click.option("--wait", is_flag=True, help="Show its progress; exit with its exit code.")
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    database: Path,
+    event: str | None,
+    script_file: Path | None,
+    servers: tuple[str, ...],
+    priority: str,
+    scheduled_for: int | None,
+    wait: bool,
+    **options: Unpack[ScriptOptions],
+) -> None:
+    """Queue a job of EVENT, or of a script and servers given on the spot; print its id.
+
+    With --wait, Ctrl-C leaves the job running.
+
+    \b
+    Examples:
+      cronium-worker queue submit backup --at +10m
+      cronium-worker queue submit --script hello.sh --server web-1 --server web-2 --wait
+    """
+    if (event is None) == (script_file is None):
+        raise click.UsageError("give either an EVENT or --script")
+    if event is not None:
+        _refuse_script_options(ctx)
+    elif not servers:
+        raise click.UsageError("--script needs at least one --server")
+    level = Priority[priority.upper()]
+    with _opened(database) as store:
+        if event is not None:
+            job_id = store.submit(
+                event,
+                now_ms(),
+                priority=level,
+                scheduled_for=scheduled_for,
+                environment=dict(options["environment"]),
+            )
+        else:
+            assert script_file is not None  # noqa: S101  one of the two is there
+            job_id = store.submit_script(
+                script_file.name,
+                _script(script_file, options),
+                servers,
+                now_ms(),
+                priority=level,
+                scheduled_for=scheduled_for,
+            )
+        click.echo(job_id)
+        if wait:
+            sys.exit(_wait(store, job_id))
+
+
+def _refuse_script_options(ctx: click.Context) -> None:
+    for name in ("servers", "script_type", "timeout", "script_input", "workdir"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(param.opts[0] for param in ctx.command.params if param.name == name)
+            raise click.UsageError(f"{option} goes with --script; an EVENT has its own")
+
+
+def _wait(store: Store, job_id: str) -> int:
+    try:
+        for line in follow(store, job_id):
+            click.echo(line, err=True)
+    except KeyboardInterrupt:
+        click.echo(f"{job_id} goes on; see: cronium-worker queue show {job_id}", err=True)
+        return INTERRUPTED
+    code = store.report(job_id).exit_code or 0
+    return min(code, MAX_EXIT_CODE) if code >= 0 else MAX_EXIT_CODE
+
+
+@queue.command("jobs")
+@database_option
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def jobs(database: Path, limit: int, as_json: bool) -> None:
+    """List jobs, the newest first.
+
+    \b
+    Example:
+      cronium-worker queue jobs --json
+    """
+    with _opened(database) as store:
+        found = store.jobs(limit)
+    if as_json:
+        click.echo(json.dumps([job_row(job) for job in found], indent=2))
+        return
+    table = Table("job", "event", "status", "exit", "priority", "created", "worker")
+    for job in found:
+        exit_code = (job.result or {}).get("exitCode", "")
+        table.add_row(
+            job.id,
+            job.event_name,
+            job.status,
+            str(exit_code),
+            Priority(job.priority).name.lower(),
+            rfc3339(job.created_at),
+            job.orchestrator_id or "",
+        )
+    _print(table)
+
+
+@queue.command("show")
+@database_option
+@click.argument("job")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--output", is_flag=True, help="Only the job's stdout and stderr, to ours.")
+def show(database: Path, job: str, as_json: bool, output: bool) -> None:
+    """Show a job: its servers with outcome, exit code and phase times.
+
+    \b
+    Example:
+      cronium-worker queue show job_Xh7bQ2mK9sLp --output
+    """
+    with _opened(database) as store:
+        report = store.report(job)
+    if as_json:
+        click.echo(json.dumps(_report_json(report), indent=2))
+    elif output:
+        click.echo(report.stdout, nl=False)
+        click.echo(report.stderr, nl=False, err=True)
+    else:
+        _print_report(report)
+
+
+@queue.command("cancel")
+@database_option
+@click.argument("job")
+def cancel(database: Path, job: str) -> None:
+    """Cancel a job; a worker that runs it is told by its next heartbeat.
+
+    \b
+    Example:
+      cronium-worker queue cancel job_Xh7bQ2mK9sLp
+    """
+    with _opened(database) as store:
+        after = store.cancel(job, now_ms())
+    if after.status != "cancelled":
+        raise click.ClickException(f"{job} is over already: {after.status}")
+    click.echo(f"{job}: {after.status}", err=True)
+
+
+def _script(file: Path, options: ScriptOptions) -> Script:
+    try:
+        value = json.loads(options["script_input"])
+    except ValueError as error:
+        raise click.UsageError(f"--input is not JSON: {error}") from error
+    try:
+        content = file.read_text()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file} is no text: {error}") from error
+    given = options["script_type"]
+    return Script(
+        type=TYPES[given] if given else SUFFIXES.get(file.suffix, ScriptType.BASH),
+        content=content,
+        working_directory=options["workdir"],
+        environment=dict(options["environment"]),
+        input=value,
+        timeout_seconds=math.ceil(options["timeout"]),
+    )
+
+
+def _report_json(report: JobReport) -> dict[str, Any]:
+    return {
+        **job_row(report.job),
+        "outcome": report.job.outcome,
+        "exitCode": report.exit_code,
+        "message": report.message,
+        "executions": [execution_row(execution) for execution in report.executions],
+        "output": {"stdout": report.stdout, "stderr": report.stderr},
+    }
+
+
+def _print_report(report: JobReport) -> None:
+    job = report.job
+    exit_code = "" if report.exit_code is None else f", exit {report.exit_code}"
+    click.echo(f"{job.id}  {job.event_name}  {job.status}{exit_code}")
+    if report.message:
+        click.echo(report.message)
+    if not report.executions:
+        return
+    table = Table("server", "outcome", "exit", "setup", "execution", "cleanup", "error")
+    for execution in report.executions:
+        table.add_row(*_cells(execution))
+    _print(table)
+
+
+def _cells(execution: Execution) -> tuple[str, ...]:
+    durations = (
+        execution.setup_duration,
+        execution.execution_duration,
+        execution.cleanup_duration,
+    )
+    return (
+        execution.server_name or f"server {execution.server_id}",
+        outcome(execution),
+        "" if execution.exit_code is None else str(execution.exit_code),
+        *("" if ms is None else f"{ms / 1000:.2f} s" for ms in durations),
+        execution.error or "",
+    )
+
+
+def _print(table: Table) -> None:
+    for column in table.columns:
+        column.overflow = "fold"  # an id that is cut is of no use
+    # Into a pipe rich would take 80 columns, whatever stands in them.
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console.print(table)
+
+
+def _text(file: Path | None) -> str | None:
+    return None if file is None else file.read_text()
+
+
+def _line(file: Path | None) -> str | None:
+    return None if file is None else file.read_text().rstrip("\r\n")
+
+
+@contextmanager
+def _opened(database: Path) -> Iterator[Store]:
+    with _errors_shown():
+        store = Store.open(database, open_keyring(database, os.environ))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Errors that an operator can act on, as one line on stderr and exit code 1."""
+    try:
+        yield
+    except (WorkerError, OSError) as error:
+        raise click.ClickException(str(error)) from error

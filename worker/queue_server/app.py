@@ -1,0 +1,397 @@
+"""The routes of the queue API."""
+
+import hmac
+import re
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from worker.clock import now_ms, rfc3339
+from worker.queue_server import bodies
+from worker.queue_server.arrivals import Arrivals
+from worker.queue_server.model import Execution, Job, JobEnd, JobStatus
+from worker.queue_server.store import NotClaimedError, Store, UnknownNameError
+from worker.queue_server.transform import execution_row, job_row
+from worker.secret import Secret
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+
+BASE = "/api/internal"
+MAX_BODY_BYTES = 50 * 1024 * 1024  # the app's own limit
+MAX_WORKER_ID_CHARACTERS = 255
+MAX_WAIT_SECONDS = 60
+DEFAULT_BATCH_SIZE = 10
+
+_prefer_wait = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", re.IGNORECASE)
+# An odd number of backslashes: "\\u0000" is a backslash and five letters.
+_nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class RefusedError(Exception):
+    """The answer is `{"error": …}` with this status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def queue_app(store: Store, arrivals: Arrivals, token: Secret) -> ASGIApp:
+    routes = _Routes(store, arrivals)
+    starlette = Starlette(
+        routes=routes.table(),
+        exception_handlers=dict.fromkeys(
+            (
+                HTTPException,
+                RefusedError,
+                UnknownNameError,
+                NotClaimedError,
+                msgspec.DecodeError,
+                sqlite3.IntegrityError,
+                ClientDisconnect,
+            ),
+            _error_answer,
+        ),
+    )
+    starlette.router.redirect_slashes = False
+    return _Guard(starlette, token)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """In front of every route: the token, and the app's redirect for a trailing slash."""
+
+    app: ASGIApp
+    token: Secret
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif not self._is_authorized(scope):
+            await _error(401, "Unauthorized")(scope, receive, send)
+        elif scope["path"].endswith("/"):
+            query = scope["query_string"].decode("latin-1")
+            location = scope["path"].rstrip("/") + (f"?{query}" if query else "")
+            await Response(status_code=308, headers={"Location": location})(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_authorized(self, scope: Scope) -> bool:
+        wanted = b"Bearer " + self.token.reveal().encode()
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return hmac.compare_digest(given, wanted)
+
+
+class _Routes:
+    """Each handler makes one call of the store, in one hop to its thread."""
+
+    def __init__(self, store: Store, arrivals: Arrivals) -> None:
+        self._store = store
+        self._arrivals = arrivals
+
+    def table(self) -> list[Route]:
+        entries: list[tuple[str, str, Handler]] = [
+            ("GET", "/jobs/queue", self.claim),
+            ("GET", "/jobs/orphaned", self.orphaned),
+            ("POST", "/jobs/{id}/acknowledge", self.acknowledge),
+            ("PUT", "/jobs/{id}/status", self.status),
+            ("POST", "/jobs/{id}/complete", self.complete),
+            ("POST", "/jobs/{id}/fail", self.fail),
+            ("POST", "/jobs/{id}/release", self.release),
+            ("POST", "/executions/{id}/create", self.create_execution),
+            ("PUT", "/executions/{id}/update", self.update_execution),
+            ("GET", "/executions/{id}/context", self.context),
+            ("POST", "/executions/{id}/output", self.script_output),
+            ("POST", "/executions/{id}/condition", self.condition),
+            ("GET", "/variables/{user}/{key}", self.variable),
+            ("PUT", "/variables/{user}/{key}", self.put_variable),
+            ("GET", "/servers/{id}/credentials", self.credentials),
+            ("GET", "/orchestrator/health", self.health),
+            ("POST", "/orchestrator/health", self.report_health),
+            ("POST", "/orchestrator/heartbeat", self.heartbeat),
+            ("POST", "/orchestrator/metrics", self.metrics),
+        ]
+        routes = [Route(BASE + path, handler, methods=[verb]) for verb, path, handler in entries]
+        for route in routes:
+            if route.path.endswith("/jobs/queue") and route.methods:
+                # Starlette adds HEAD to GET: here that would claim jobs and show them to nobody.
+                route.methods.discard("HEAD")
+        return routes
+
+    # Jobs
+
+    async def claim(self, request: Request) -> Response:
+        worker_id = _worker_id(request)
+        limit = _batch_size(request.query_params.get("batchSize"))
+        types = request.query_params.get("jobTypes")
+        claim = partial(
+            self._store.claim, worker_id, limit=limit, types=types.split(",") if types else None
+        )
+        wait_seconds = _preferred_wait(request) if limit else None
+        if wait_seconds is None:
+            return _claimed(await self._run(claim))
+        headers = {"Preference-Applied": f"wait={wait_seconds}"}
+        jobs: tuple[Any, ...] = ()
+        async with trio.open_nursery() as nursery:
+            gone = trio.Event()
+            nursery.start_soon(_watch_for_disconnect, request, gone, nursery.cancel_scope)
+            with trio.move_on_after(wait_seconds), self._arrivals.polling():
+                jobs = await self._claim_when_there_is(claim)
+            nursery.cancel_scope.cancel()
+        if gone.is_set() and jobs:
+            # It left while the claim was being made: do not have the next one wait for the lease.
+            await self._run(partial(self._store.give_back, [job["id"] for job in jobs], worker_id))
+            self._arrivals.notify()
+        return _claimed(jobs, headers)
+
+    async def _claim_when_there_is(self, claim: Callable[..., tuple[Any, ...]]) -> tuple[Any, ...]:
+        while True:
+            arrival = self._arrivals.next()
+            jobs = await self._run(claim)
+            if jobs or self._arrivals.closing:
+                return jobs
+            await arrival.wait()
+
+    async def orphaned(self, request: Request) -> Response:
+        worker_id = request.query_params.get("orchestratorId")
+        if not worker_id:
+            raise RefusedError(400, "orchestratorId parameter required")
+        jobs = await self._store.database.run(partial(self._store.orphaned, worker_id))
+        return _json([job_row(job) for job in jobs])
+
+    async def acknowledge(self, request: Request) -> Response:
+        body = await _body(request, bodies.Named)
+        worker_id = _named(body.orchestrator_id)
+        read = partial(self._store.acknowledge, request.path_params["id"], worker_id)
+        return _job_answer(await self._store.database.run(read))
+
+    async def status(self, request: Request) -> Response:
+        body = await _body(request, bodies.Status)
+        worker_id = _worker_id(request)
+        if not body.status:
+            raise RefusedError(400, "Status required")
+        details = body.details or bodies.StatusDetails()
+        if body.status == JobStatus.RUNNING:
+            start = partial(self._store.start, request.path_params["id"], worker_id)
+            return _job_answer(await self._run(start))
+        if body.status in {JobStatus.COMPLETED, JobStatus.FAILED}:
+            end = bodies.Complete(
+                status=body.status, exit_code=details.exit_code, output=details.message
+            )
+            return await self._end(request, end.to_end())
+        raise RefusedError(400, "Invalid status transition")
+
+    async def complete(self, request: Request) -> Response:
+        return await self._end(request, (await _body(request, bodies.Complete)).to_end())
+
+    async def fail(self, request: Request) -> Response:
+        body = await _body(request, bodies.Fail)
+        if not body.error:
+            raise RefusedError(400, "Error message required")
+        return await self._end(request, body.to_end())
+
+    async def _end(self, request: Request, end: JobEnd) -> Response:
+        worker_id = _worker_id(request)
+        call = partial(self._store.end, request.path_params["id"], worker_id, end)
+        return _job_answer(await self._run(call))
+
+    async def release(self, request: Request) -> Response:
+        body = await _body(request, bodies.Release)
+        worker_id = _worker_id(request)
+        call = partial(self._store.release, request.path_params["id"], worker_id, body.message)
+        job = await self._run(call)
+        self._arrivals.notify()
+        return _job_answer(job)
+
+    # Executions
+
+    async def create_execution(self, request: Request) -> Response:
+        body = await _body(request, bodies.CreateExecution)
+        if not body.job_id:
+            raise RefusedError(400, "Job ID required")
+        call = partial(self._store.create_execution, request.path_params["id"], body)
+        return _execution_answer(await self._run(call))
+
+    async def update_execution(self, request: Request) -> Response:
+        body = await _body(request, bodies.UpdateExecution)
+        call = partial(self._store.update_execution, request.path_params["id"], body)
+        return _execution_answer(await self._run(call))
+
+    async def context(self, request: Request) -> Response:
+        read = partial(self._store.context, request.path_params["id"])
+        return _json(await self._store.database.run(read))
+
+    async def script_output(self, request: Request) -> Response:
+        body = await _body(request, bodies.ScriptOutput)
+        timestamp = body.timestamp or rfc3339(now_ms())
+        call = partial(
+            self._store.add_script_output, request.path_params["id"], body.output, timestamp
+        )
+        await self._run(call)
+        return _json({"success": True})
+
+    async def condition(self, request: Request) -> Response:
+        body = await _body(request, bodies.Condition)
+        call = partial(self._store.add_condition, request.path_params["id"], body.condition)
+        await self._run(call)
+        return _json({"success": True})
+
+    # Variables and credentials
+
+    async def variable(self, request: Request) -> Response:
+        user_id, key = request.path_params["user"], request.path_params["key"]
+        value, put_at = await self._store.database.run(partial(self._store.variable, user_id, key))
+        return _json({"key": key, "value": value, "updatedAt": rfc3339(put_at)})
+
+    async def put_variable(self, request: Request) -> Response:
+        body = await _body(request, bodies.Variable)
+        user_id, key = request.path_params["user"], request.path_params["key"]
+        value = bodies.as_json_text(body.value)
+        await self._run(partial(self._store.put_variable, user_id, key, value))
+        return _json({"success": True})
+
+    async def credentials(self, request: Request) -> Response:
+        """Host, port, user and key; the app never gives a password here."""
+        _worker_id(request)
+        if not re.fullmatch(r"\d{1,18}", request.path_params["id"], re.ASCII):
+            raise RefusedError(500, "Internal server error")
+        read = partial(self._store.server, int(request.path_params["id"]))
+        server = await self._store.database.run(read)
+        credentials = {"host": server.host, "port": server.port, "username": server.username}
+        if server.private_key is not None:
+            credentials["privateKey"] = server.private_key
+        return _json({"credentials": credentials})
+
+    # Orchestrators
+
+    async def health(self, _request: Request) -> Response:
+        now = rfc3339(now_ms())
+        return _json({"status": "healthy", "timestamp": now, "database": "connected"})
+
+    async def report_health(self, request: Request) -> Response:
+        _named((await _body(request, bodies.Named)).orchestrator_id)
+        return _json({"success": True})
+
+    async def metrics(self, request: Request) -> Response:
+        body = await _body(request, bodies.Named)
+        _named(body.orchestrator_id)
+        if not body.metrics:
+            raise RefusedError(400, "Metrics required")
+        return _json({"success": True})
+
+    async def heartbeat(self, request: Request) -> Response:
+        body = await _body(request, bodies.Heartbeat)
+        worker_id = _named(body.orchestrator_id)
+        cancelled = await self._run(partial(self._store.heartbeat, worker_id, body.running_jobs))
+        now = rfc3339(now_ms())
+        return _json({"success": True, "timestamp": now, "cancelledJobs": cancelled})
+
+    async def _run(self, call: Callable[..., T]) -> T:
+        """Off the event loop, with the time at which it is let in."""
+        return await self._store.database.run(lambda: call(now=now_ms()))
+
+
+def _worker_id(request: Request) -> str:
+    worker_id = _named(request.headers.get("X-Orchestrator-ID", ""))
+    if len(worker_id) > MAX_WORKER_ID_CHARACTERS:
+        raise RefusedError(500, "Internal server error")
+    return worker_id
+
+
+def _named(worker_id: str) -> str:
+    if not worker_id:
+        raise RefusedError(400, "Orchestrator ID required")
+    return worker_id
+
+
+def _batch_size(text: str | None) -> int:
+    """As the app's parseInt has it (s13): negative, and so everything, if it is no number."""
+    if text is None:
+        return DEFAULT_BATCH_SIZE
+    number = re.match(r"\s*([+-]?\d{1,9})", text)
+    return int(number[1]) if number else -1
+
+
+def _preferred_wait(request: Request) -> int | None:
+    """The seconds of `Prefer: wait=N`, if that was asked for."""
+    preference = _prefer_wait.search(request.headers.get("Prefer", ""))
+    return min(int(preference[1]), MAX_WAIT_SECONDS) if preference else None
+
+
+async def _watch_for_disconnect(request: Request, gone: trio.Event, poll: trio.CancelScope) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+    poll.cancel()
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """Raises RefusedError if it is too long, msgspec.DecodeError if it is not what it must be."""
+    raw, more = bytearray(), True
+    while more:  # not request.stream(), a generator that would stay open after a refusal
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        raw += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(raw) > MAX_BODY_BYTES:
+            raise RefusedError(413, "Body exceeded 50mb limit")
+    # PostgreSQL cannot keep a NUL; that the app answers 500 is what its clients must avoid.
+    if b"\\u0000" in raw and _nul.search(raw):
+        raise RefusedError(500, "Internal server error")
+    return msgspec.json.decode(raw, type=kind)
+
+
+def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = msgspec.json.encode(value)
+    return Response(content, status, headers, media_type="application/json")
+
+
+def _error(status: int, message: str) -> Response:
+    return _json({"error": message}, status=status)
+
+
+def _claimed(jobs: Sequence[Any], headers: dict[str, str] | None = None) -> Response:
+    return _json({"jobs": jobs, "count": len(jobs)}, headers=headers)
+
+
+def _job_answer(job: Job) -> Response:
+    return _json({"success": True, "job": job_row(job)})
+
+
+def _execution_answer(execution: Execution) -> Response:
+    return _json({"success": True, "execution": execution_row(execution)})
+
+
+def _error_answer(request: Request, error: Exception) -> Response:
+    match error:
+        case HTTPException(status_code=404):
+            body = {
+                "error": "Not Found",
+                "message": f"API endpoint '{request.url.path}' does not exist",
+                "statusCode": 404,
+                "timestamp": rfc3339(now_ms()),
+            }
+            return _json(body, status=404)
+        case HTTPException():
+            return Response(status_code=error.status_code)
+        case RefusedError():
+            return _error(error.status, str(error))
+        case UnknownNameError():
+            return _error(404, str(error))
+        case NotClaimedError():
+            return _error(403, str(error))
+        case _:
+            # What the app answers to all it did not foresee: broken JSON, an id that is there.
+            return _error(500, "Internal server error")

@@ -1,0 +1,56 @@
+"""Watching one job to its end."""
+
+import time
+from collections.abc import Iterator
+
+from worker.queue_server.model import Execution, JobReport
+from worker.queue_server.store import Store
+
+LOOK_SECONDS = 0.2
+
+
+def follow(store: Store, job_id: str) -> Iterator[str]:
+    """A line for each change of the job and of its executions; ends when the job is over.
+
+    A cancelled job is over at once, also while its worker is still ending its runs.
+    Raises UnknownNameError.
+    """
+    shown: dict[str, str] = {}
+    while True:
+        report = store.report(job_id)
+        for key, line in _lines(report):
+            if shown.get(key) != line:
+                shown[key] = line
+                yield line
+        if report.job.status.is_final:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _lines(report: JobReport) -> Iterator[tuple[str, str]]:
+    for execution in report.executions:
+        yield execution.id, _line(execution)
+    job = report.job
+    by_whom = f" by {job.orchestrator_id}" if job.orchestrator_id else ""
+    if not job.status.is_final:
+        yield "", f"{job.id}: {job.status}{by_whom}"
+        return
+    message = f": {report.message}" if report.message else ""
+    yield "", f"{job.id}: {job.status}, exit {report.exit_code}{message}"
+
+
+def _line(execution: Execution) -> str:
+    name = execution.server_name or f"server {execution.server_id}"
+    line = f"{name}: {outcome(execution)}"
+    if execution.exit_code is not None:
+        line += f", exit {execution.exit_code}"
+    if execution.total_duration is not None:
+        line += f", {execution.total_duration / 1000:.2f} s"
+    return line + (f": {execution.error.splitlines()[0]}" if execution.error else "")
+
+
+def outcome(execution: Execution) -> str:
+    """The outcome, where the worker put it into `executionMetadata`; the status otherwise."""
+    metadata = execution.execution_metadata
+    said = metadata.get("outcome") if isinstance(metadata, dict) else None
+    return said if isinstance(said, str) else execution.status.lower()

@@ -1,0 +1,78 @@
+"""The secrets that lie beside the database file, and the key that seals what is in it."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.errors import SealedValueError
+from worker.sealing import SealingKey, may_be_sealed
+from worker.secret import Secret
+
+
+def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
+    """The text of `path`, made once, 0600; two processes that come together get the same."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mine = path.with_name(f"{path.name}.{os.getpid()}")
+        mine.touch(mode=0o600)
+        try:
+            mine.write_text(make() + "\n")
+            with suppress(FileExistsError):
+                # Unlike a rename, a link never replaces what another process made first.
+                path.hardlink_to(mine)
+        finally:
+            mine.unlink()
+    return Secret(path.read_text().strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """`shared` says whether the workers have the key too: it is `CRONIUM_ENCRYPTION_KEY`."""
+
+    key: SealingKey
+    shared: bool
+
+    def seal(self, text: str | None) -> str | None:
+        return None if text is None else self.key.seal(text)
+
+    def open_credential(self, sealed: str | None) -> str | None:
+        """In the open; as it stands if the key does not fit, like the app does (s17)."""
+        if sealed is None or not may_be_sealed(sealed):
+            return sealed
+        try:
+            return self.key.open(sealed)
+        except SealedValueError:
+            return sealed
+
+    def environment_value(self, sealed: str) -> str:
+        """As a claim carries it: sealed, as the app sends it, when the worker can open it.
+
+        The key made beside the file is the queue's own, so under it the value goes out open.
+        """
+        return sealed if self.shared else self.key.open(sealed)
+
+
+def open_keyring(database: Path, environ: Mapping[str, str]) -> Keyring:
+    """Raises SealedValueError if `CRONIUM_ENCRYPTION_KEY` is not 64 hexadecimal digits."""
+    if given := environ.get("CRONIUM_ENCRYPTION_KEY"):
+        return Keyring(SealingKey(Secret(given)), shared=True)
+    path = database.with_name(f"{database.name}.key")
+    return Keyring(SealingKey(kept_secret(path, lambda: secrets.token_hex(32))), shared=False)
+
+
+def api_token(
+    database: Path, environ: Mapping[str, str], file: Path | None
+) -> tuple[Secret, Path | None]:
+    """The token that clients must send, and the file that has it, if one has.
+
+    From `file`, from `CRONIUM_API_TOKEN`, or else made once beside the database.
+    """
+    if file is None and (given := environ.get("CRONIUM_API_TOKEN")):
+        return Secret(given), None
+    if file is None:
+        file = database.with_name(f"{database.name}.token")
+        return kept_secret(file, lambda: secrets.token_urlsafe(32)), file
+    return Secret(file.read_text().strip()), file

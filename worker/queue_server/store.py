@@ -1,0 +1,678 @@
+"""The embedded queue's SQL: every method is one transaction, and takes the time as `now`."""
+
+import json
+import os
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, Self, TypeAlias
+
+from msgspec import UNSET
+
+from worker.clock import rfc3339
+from worker.database import Database
+from worker.errors import SealedValueError, StateError, WorkerError
+from worker.queue_server.bodies import CreateExecution, UpdateExecution, as_text
+from worker.queue_server.keys import Keyring
+from worker.queue_server.model import (
+    USER_ID,
+    Event,
+    Execution,
+    Job,
+    JobEnd,
+    JobReport,
+    JobStatus,
+    Priority,
+    Script,
+    Server,
+)
+from worker.queue_server.transform import Json, claimed_job, execution_context
+
+Row: TypeAlias = tuple[Any, ...]
+
+LEASE_SECONDS = 60.0
+MAX_ORPHANS = 100
+
+RELEASED = "Released back to queue after orchestrator restart"
+LEASE_EXPIRED = "Lease expired: the worker sent no heartbeat that named the job"
+
+_ID_CHARACTERS = string.ascii_letters + string.digits
+
+_JOB_COLUMNS = ", ".join(
+    f"jobs.{column.name}" if column.name != "event_name" else "events.name"
+    for column in fields(Job)
+)
+_JOB = f"SELECT {_JOB_COLUMNS} FROM jobs JOIN events ON events.id = jobs.event_id"  # noqa: S608 ours
+_EXECUTION_COLUMNS = ", ".join(column.name for column in fields(Execution))
+_EXECUTION = f"SELECT {_EXECUTION_COLUMNS} FROM executions"  # noqa: S608 our own column names
+_SERVER = "SELECT id, name, host, port, username, private_key, passphrase, password FROM servers"
+
+
+class UnknownNameError(WorkerError):
+    """There is no such server, event, job or execution."""
+
+
+class NotClaimedError(WorkerError):
+    """The job is not claimed by this worker, or not any more."""
+
+
+class Store:
+    """Every text that comes in is in the database when a method returns.
+
+    Raises StateError if the database was sealed with another key than `keyring` has.
+    """
+
+    def __init__(
+        self, database: Database, keyring: Keyring, *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._lease_ms = int(lease_seconds * 1000)
+        self._check_key()
+
+    @classmethod
+    def open(cls, path: Path, keyring: Keyring, *, lease_seconds: float = LEASE_SECONDS) -> Self:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its -wal and -shm files the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        database = Database(path, resources.files("worker.queue_server") / "migrations")
+        try:
+            return cls(database, keyring, lease_seconds=lease_seconds)
+        except BaseException:
+            database.close()
+            raise
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _check_key(self) -> None:
+        with self._database.transaction() as tx:
+            row = tx.execute("SELECT value FROM settings WHERE name = 'key_check'").fetchone()
+            if row is None:
+                tx.execute(
+                    "INSERT INTO settings VALUES ('key_check', ?)", (self._keyring.key.seal("ok"),)
+                )
+                return
+        try:
+            self._keyring.key.open(row[0])
+        except SealedValueError as error:
+            raise StateError(
+                "the queue's database was sealed with another key: CRONIUM_ENCRYPTION_KEY must be "
+                "what it was when the database was made (unset, if it was)"
+            ) from error
+
+    # Servers and events
+
+    def put_server(self, server: Server, now: int) -> int:
+        """The id of `server`, which is kept when one of that name is replaced."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                """
+                INSERT INTO servers (name, host, port, username, private_key, passphrase, password,
+                                     created_at, updated_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (name) DO UPDATE SET
+                    host = excluded.host, port = excluded.port, username = excluded.username,
+                    private_key = excluded.private_key, passphrase = excluded.passphrase,
+                    password = excluded.password, updated_at = excluded.updated_at
+                RETURNING id
+                """,
+                (
+                    server.name,
+                    server.host,
+                    server.port,
+                    server.username,
+                    self._keyring.seal(server.private_key),
+                    self._keyring.seal(server.passphrase),
+                    self._keyring.seal(server.password),
+                    now,
+                    now,
+                ),
+            ).fetchone()
+            return int(row[0])
+
+    def server(self, server_id: int) -> Server:
+        """Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            row = tx.execute(f"{_SERVER} WHERE id = ?", (server_id,)).fetchone()
+        if row is None:
+            raise UnknownNameError("Server not found")
+        return self._open_server(row)
+
+    def put_event(self, name: str, script: Script, servers: Sequence[str], now: int) -> int:
+        """The id of the event; one of that name is replaced, and its version counted up.
+
+        Raises UnknownNameError if a server is not known.
+        """
+        with self._database.transaction() as tx:
+            known = tx.execute(
+                "SELECT id FROM events WHERE name = ? AND NOT on_the_spot", (name,)
+            ).fetchone()
+            if known is None:
+                return self._insert_event(tx, name, script, servers, now, on_the_spot=False)
+            tx.execute(
+                """
+                UPDATE events SET version = version + 1, script_type = ?, content = ?,
+                    working_directory = ?, environment = ?, input = ?, timeout_seconds = ?,
+                    updated_at = ?
+                WHERE id = ?
+                """,
+                (*self._script_row(script), now, known[0]),
+            )
+            self._set_event_servers(tx, known[0], servers)
+            return int(known[0])
+
+    def _insert_event(
+        self,
+        tx: Connection,
+        name: str,
+        script: Script,
+        servers: Sequence[str],
+        now: int,
+        *,
+        on_the_spot: bool,
+    ) -> int:
+        (event_id,) = tx.execute(
+            """
+            INSERT INTO events (script_type, content, working_directory, environment, input,
+                                timeout_seconds, name, on_the_spot, created_at, updated_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id
+            """,
+            (*self._script_row(script), name, on_the_spot, now, now),
+        ).fetchone()
+        self._set_event_servers(tx, event_id, servers)
+        return int(event_id)
+
+    def _script_row(self, script: Script) -> tuple[str | int, ...]:
+        return (
+            script.type,
+            script.content,
+            script.working_directory,
+            json.dumps(self._seal_environment(script.environment)),
+            json.dumps(script.input),
+            script.timeout_seconds,
+        )
+
+    def _seal_environment(self, environment: dict[str, str]) -> dict[str, str]:
+        return {name: self._keyring.key.seal(value) for name, value in environment.items()}
+
+    @staticmethod
+    def _set_event_servers(tx: Connection, event_id: int, servers: Sequence[str]) -> None:
+        tx.execute("DELETE FROM event_servers WHERE event_id = ?", (event_id,))
+        for position, name in enumerate(dict.fromkeys(servers)):
+            found = tx.execute("SELECT id FROM servers WHERE name = ?", (name,)).fetchone()
+            if found is None:
+                raise UnknownNameError(f"there is no server {name!r}")
+            tx.execute("INSERT INTO event_servers VALUES (?, ?, ?)", (event_id, found[0], position))
+
+    # Jobs, from the outside
+
+    def submit(
+        self,
+        event: str,
+        now: int,
+        *,
+        priority: Priority = Priority.NORMAL,
+        scheduled_for: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> str:
+        """The id of a new job of the event named `event`.
+
+        `environment` is added to the event's own. Raises UnknownNameError.
+        """
+        with self._database.transaction() as tx:
+            found = tx.execute(
+                "SELECT id FROM events WHERE name = ? AND NOT on_the_spot", (event,)
+            ).fetchone()
+            if found is None:
+                raise UnknownNameError(f"there is no event {event!r}")
+            return self._insert_job(
+                tx, found[0], now, priority, scheduled_for or now, environment or {}
+            )
+
+    def submit_script(
+        self,
+        name: str,
+        script: Script,
+        servers: Sequence[str],
+        now: int,
+        *,
+        priority: Priority = Priority.NORMAL,
+        scheduled_for: int | None = None,
+    ) -> str:
+        """The id of a new job that runs `script`, given on the spot. Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            event_id = self._insert_event(tx, name, script, servers, now, on_the_spot=True)
+            return self._insert_job(tx, event_id, now, priority, scheduled_for or now, {})
+
+    def _insert_job(
+        self,
+        tx: Connection,
+        event_id: int,
+        now: int,
+        priority: Priority,
+        scheduled_for: int,
+        environment: dict[str, str],
+    ) -> str:
+        script_type, content, directory, sealed, event_input, timeout = tx.execute(
+            """
+            SELECT script_type, content, working_directory, environment, input, timeout_seconds
+            FROM events WHERE id = ?
+            """,
+            (event_id,),
+        ).fetchone()
+        target = tx.execute(
+            "SELECT server_id FROM event_servers WHERE event_id = ? ORDER BY position LIMIT 1",
+            (event_id,),
+        ).fetchone()
+        payload = {
+            "input": json.loads(event_input),
+            "script": {
+                "type": script_type,
+                "content": content,
+                **({"workingDirectory": directory} if directory else {}),
+            },
+            "target": {} if target is None else {"serverId": target[0]},
+            "timeout": {"unit": "SECONDS", "value": timeout},
+            "environment": json.loads(sealed) | self._seal_environment(environment),
+        }
+        job_id = "job_" + "".join(secrets.choice(_ID_CHARACTERS) for _ in range(12))
+        tx.execute(
+            """
+            INSERT INTO jobs (id, event_id, user_id, status, priority, payload, scheduled_for,
+                              created_at, updated_at)
+            VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?)
+            """,
+            (job_id, event_id, USER_ID, priority, json.dumps(payload), scheduled_for, now, now),
+        )
+        return job_id
+
+    def jobs(self, limit: int) -> list[Job]:
+        """The newest first."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(f"{_JOB} ORDER BY jobs.number DESC LIMIT ?", (limit,))
+            return [_job(row) for row in rows]
+
+    def report(self, job_id: str) -> JobReport:
+        """Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            job = _load_job(tx, job_id)
+            rows = tx.execute(f"{_EXECUTION} WHERE job_id = ? ORDER BY created_at, id", (job_id,))
+            executions = tuple(_execution(row) for row in rows)
+            stdout, stderr = tx.execute(
+                "SELECT stdout, stderr FROM jobs WHERE id = ?", (job_id,)
+            ).fetchone()
+            return JobReport(job, executions, stdout or "", stderr or "")
+
+    def cancel(self, job_id: str, now: int) -> Job:
+        """The job after it; one that is over already stays as it is. Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                UPDATE jobs SET status = 'cancelled', completed_at = ?1, updated_at = ?1
+                WHERE id = ?2 AND status IN ('queued', 'claimed', 'running')
+                """,
+                (now, job_id),
+            )
+            return _load_job(tx, job_id)
+
+    # Jobs, from a worker
+
+    def claim(
+        self, worker_id: str, *, limit: int, types: Sequence[str] | None, now: int
+    ) -> tuple[Json, ...]:
+        """Up to `limit` jobs (all, if it is negative), leased to `worker_id`.
+
+        The most urgent first; jobs whose lease is over go back to the queue before.
+        """
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
+                    started_at = NULL, last_error = ?1, updated_at = ?2
+                WHERE status IN ('claimed', 'running') AND lease_until <= ?2
+                """,
+                (LEASE_EXPIRED, now),
+            )
+            numbers = tx.execute(
+                """
+                SELECT number FROM jobs
+                WHERE status = 'queued' AND scheduled_for <= ?1
+                    AND (?2 IS NULL OR type IN (SELECT value FROM json_each(?2)))
+                ORDER BY priority DESC, scheduled_for, created_at, number LIMIT ?3
+                """,
+                (now, None if types is None else json.dumps(types), limit),
+            ).fetchall()
+            tx.executemany(
+                """
+                UPDATE jobs SET status = 'claimed', orchestrator_id = ?, lease_until = ?,
+                    updated_at = ?
+                WHERE number = ?
+                """,
+                [(worker_id, now + self._lease_ms, now, number) for (number,) in numbers],
+            )
+            return tuple(self._claimed(tx, number) for (number,) in numbers)
+
+    def _claimed(self, tx: Connection, number: int) -> Json:
+        job = _job(tx.execute(f"{_JOB} WHERE jobs.number = ?", (number,)).fetchone())
+        rows = tx.execute(
+            f"""
+            {_SERVER} JOIN event_servers ON server_id = id
+            WHERE event_id = ? ORDER BY position
+            """,
+            (job.event_id,),
+        )
+        servers = [self._open_server(row) for row in rows]
+        target_id = job.payload["target"].get("serverId")
+        target = next((server for server in servers if server.id == target_id), None)
+        if target is None and target_id is not None:
+            row = tx.execute(f"{_SERVER} WHERE id = ?", (target_id,)).fetchone()
+            target = None if row is None else self._open_server(row)
+        return claimed_job(
+            job, _load_event(tx, job.event_id), servers, target, self._keyring.environment_value
+        )
+
+    def _open_server(self, row: Row) -> Server:
+        return Server(*row[:5], *(self._keyring.open_credential(sealed) for sealed in row[5:]))
+
+    def acknowledge(self, job_id: str, worker_id: str) -> Job:
+        """Raises UnknownNameError, NotClaimedError."""
+        with self._database.transaction() as tx:
+            return _load_claimed(tx, job_id, worker_id)
+
+    def start(self, job_id: str, worker_id: str, now: int) -> Job:
+        """Mark the job as running; one that is cancelled or over stays so.
+
+        Raises UnknownNameError, NotClaimedError.
+        """
+        with self._database.transaction() as tx:
+            if _load_claimed(tx, job_id, worker_id).status.is_final:
+                return _load_job(tx, job_id)
+            tx.execute(
+                """
+                UPDATE jobs SET status = 'running', started_at = ?1, updated_at = ?1 WHERE id = ?2
+                """,
+                (now, job_id),
+            )
+            return _load_job(tx, job_id)
+
+    def end(self, job_id: str, worker_id: str, end: JobEnd, now: int) -> Job:
+        """Keep how the job ended; the second time, and for a finished job, change nothing.
+
+        A cancelled job keeps its status and gets the result. Raises UnknownNameError,
+        NotClaimedError.
+        """
+        with self._database.transaction() as tx:
+            job = _load_claimed(tx, job_id, worker_id)
+            if job.reported_at is not None:
+                return job
+            status = JobStatus.CANCELLED if job.status is JobStatus.CANCELLED else end.status
+            tx.execute(
+                """
+                UPDATE jobs SET status = ?1, outcome = ?2, result = ?3, stdout = ?4, stderr = ?5,
+                    completed_at = ?6, reported_at = ?6, updated_at = ?6, lease_until = NULL
+                WHERE id = ?7
+                """,
+                (
+                    status,
+                    end.outcome,
+                    json.dumps(end.result),
+                    end.stdout,
+                    end.stderr,
+                    now,
+                    job_id,
+                ),
+            )
+            return _load_job(tx, job_id)
+
+    def release(self, job_id: str, worker_id: str, message: str, now: int) -> Job:
+        """Back to the queue; a job that is cancelled or over stays so.
+
+        Raises UnknownNameError, NotClaimedError.
+        """
+        with self._database.transaction() as tx:
+            job = _load_claimed(tx, job_id, worker_id)
+            if job.status.is_final:
+                # The worker has let go of it: there is nobody to be told of a cancel.
+                tx.execute(
+                    "UPDATE jobs SET reported_at = coalesce(reported_at, ?) WHERE id = ?",
+                    (now, job_id),
+                )
+            else:
+                tx.execute(
+                    """
+                    UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
+                        started_at = NULL, last_error = ?, updated_at = ?
+                    WHERE id = ?
+                    """,
+                    (message or RELEASED, now, job_id),
+                )
+            return _load_job(tx, job_id)
+
+    def give_back(self, job_ids: Sequence[str], worker_id: str, now: int) -> None:
+        """Undo a claim whose answer nobody was there to read."""
+        with self._database.transaction() as tx:
+            tx.executemany(
+                """
+                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
+                    updated_at = ?
+                WHERE id = ? AND orchestrator_id = ? AND status = 'claimed'
+                """,
+                [(now, job_id, worker_id) for job_id in job_ids],
+            )
+
+    def heartbeat(self, worker_id: str, running: Sequence[str], now: int) -> list[str]:
+        """Renew the leases of `running`; of these and of all this worker's, the cancelled ones."""
+        with self._database.transaction() as tx:
+            named = json.dumps(running)
+            tx.execute(
+                """
+                UPDATE jobs SET lease_until = ?
+                WHERE id IN (SELECT value FROM json_each(?)) AND orchestrator_id = ?
+                    AND status IN ('claimed', 'running')
+                """,
+                (now + self._lease_ms, named, worker_id),
+            )
+            rows = tx.execute(
+                """
+                SELECT id FROM jobs
+                WHERE status = 'cancelled' AND reported_at IS NULL AND orchestrator_id = ?1
+                UNION
+                SELECT id FROM jobs
+                WHERE id IN (SELECT value FROM json_each(?2))
+                    AND status = 'cancelled' AND reported_at IS NULL
+                """,
+                (worker_id, named),
+            )
+            return [job_id for (job_id,) in rows]
+
+    def orphaned(self, worker_id: str) -> list[Job]:
+        """The jobs that are claimed by or running under `worker_id`."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                f"""
+                {_JOB} WHERE orchestrator_id = ? AND status IN ('claimed', 'running')
+                ORDER BY jobs.created_at DESC LIMIT ?
+                """,
+                (worker_id, MAX_ORPHANS),
+            )
+            return [_job(row) for row in rows]
+
+    # Executions
+
+    def create_execution(self, execution_id: str, body: CreateExecution, now: int) -> Execution:
+        """Raises sqlite3.IntegrityError if it is there already, or its job or server is not."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                INSERT INTO executions (id, job_id, server_id, server_name, metadata, created_at,
+                                        updated_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    execution_id,
+                    body.job_id,
+                    body.server_id,
+                    as_text(body.server_name),
+                    json.dumps({} if body.metadata is UNSET else body.metadata),
+                    now,
+                    now,
+                ),
+            )
+            return _load_execution(tx, execution_id)
+
+    def update_execution(self, execution_id: str, body: UpdateExecution, now: int) -> Execution:
+        """Merge what `body` has into the row; never ends the job. Raises UnknownNameError."""
+        changes: dict[str, Any] = {"updated_at": now}
+        for name in body.__struct_fields__:
+            value = getattr(body, name)
+            if value is not UNSET and name != "metadata":
+                changes[name] = _column(name, value)
+        with self._database.transaction() as tx:
+            execution = _load_execution(tx, execution_id)
+            if body.metadata is not UNSET:
+                changes["metadata"] = json.dumps(_merged(execution.metadata, body.metadata))
+            tx.execute(
+                f"UPDATE executions SET {', '.join(f'{name} = ?' for name in changes)} "  # noqa: S608 ours
+                "WHERE id = ?",
+                (*changes.values(), execution_id),
+            )
+            return _load_execution(tx, execution_id)
+
+    def add_script_output(
+        self, execution_id: str, output: object, timestamp: str, now: int
+    ) -> None:
+        """Into the execution's metadata and, until `complete` replaces it, the job's result.
+
+        Raises UnknownNameError.
+        """
+        added = {"output": output, "outputTimestamp": timestamp}
+        with self._database.transaction() as tx:
+            execution = _load_execution(tx, execution_id)
+            _set_metadata(tx, execution, added, now)
+            job = _load_job(tx, execution.job_id)
+            if not job.status.is_final:
+                tx.execute(
+                    "UPDATE jobs SET result = ?, updated_at = ? WHERE id = ?",
+                    (json.dumps(_merged(job.result, added)), now, job.id),
+                )
+
+    def add_condition(self, execution_id: str, condition: bool, now: int) -> None:
+        """Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            execution = _load_execution(tx, execution_id)
+            added = {"condition": condition, "conditionTimestamp": rfc3339(now)}
+            _set_metadata(tx, execution, added, now)
+
+    def context(self, execution_id: str) -> Json:
+        """Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            execution = _load_execution(tx, execution_id)
+            job = _load_job(tx, execution.job_id)
+            return execution_context(execution, job, _load_event(tx, job.event_id))
+
+    # Variables
+
+    def variable(self, user_id: str, key: str) -> tuple[str, int]:
+        """The value, and when it was put. Raises UnknownNameError."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                "SELECT value, updated_at FROM variables WHERE user_id = ? AND key = ?",
+                (user_id, key),
+            ).fetchone()
+        if row is None:
+            raise UnknownNameError("Variable not found")
+        return str(row[0]), int(row[1])
+
+    def put_variable(self, user_id: str, key: str, value: str, now: int) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                INSERT INTO variables (user_id, key, value, updated_at) VALUES (?, ?, ?, ?)
+                ON CONFLICT (user_id, key) DO UPDATE SET
+                    value = excluded.value, updated_at = excluded.updated_at
+                """,
+                (user_id, key, value, now),
+            )
+
+
+def _load_job(tx: Connection, job_id: str) -> Job:
+    row = tx.execute(f"{_JOB} WHERE jobs.id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownNameError("Job not found")
+    return _job(row)
+
+
+def _load_claimed(tx: Connection, job_id: str, worker_id: str) -> Job:
+    job = _load_job(tx, job_id)
+    if job.orchestrator_id != worker_id:
+        raise NotClaimedError("Job not claimed by this orchestrator")
+    return job
+
+
+def _load_event(tx: Connection, event_id: int) -> Event:
+    return Event(
+        *tx.execute(
+            "SELECT id, name, version, script_type, content FROM events WHERE id = ?", (event_id,)
+        ).fetchone()
+    )
+
+
+def _load_execution(tx: Connection, execution_id: str) -> Execution:
+    row = tx.execute(f"{_EXECUTION} WHERE id = ?", (execution_id,)).fetchone()
+    if row is None:
+        raise UnknownNameError("Execution not found")
+    return _execution(row)
+
+
+def _set_metadata(tx: Connection, execution: Execution, added: Json, now: int) -> None:
+    tx.execute(
+        "UPDATE executions SET metadata = ?, updated_at = ? WHERE id = ?",
+        (json.dumps(_merged(execution.metadata, added)), now, execution.id),
+    )
+
+
+def _merged(old: object, added: Json) -> Json:
+    return {**old, **added} if isinstance(old, dict) else added
+
+
+def _job(row: Row) -> Job:
+    values = dict(zip(_JOB_FIELDS, row, strict=True))
+    values["status"] = JobStatus(values["status"])
+    values["payload"] = json.loads(values["payload"])
+    values["result"] = values["result"] and json.loads(values["result"])
+    return Job(**values)
+
+
+def _execution(row: Row) -> Execution:
+    values = dict(zip(_EXECUTION_FIELDS, row, strict=True))
+    values["metadata"] = json.loads(values["metadata"])
+    kept = values["execution_metadata"]
+    values["execution_metadata"] = kept and json.loads(kept)
+    return Execution(**values)
+
+
+_JOB_FIELDS = tuple(column.name for column in fields(Job))
+_EXECUTION_FIELDS = tuple(column.name for column in fields(Execution))
+
+
+def _column(name: str, value: object) -> object:
+    """`value` as the column `name` of `executions` keeps it."""
+    if isinstance(value, datetime):
+        # A time without an offset is UTC, as all of ours are.
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return int(moment.timestamp() * 1000)
+    if name == "execution_metadata":
+        return None if value is None else json.dumps(value)
+    if name in {"output", "error"}:
+        return as_text(value)
+    return value
