@@ -62,7 +62,8 @@ class Intake:
         failures = idle = 0
         while True:
             # The slot comes first: a claimed job must not wait, its lease is running.
-            while not self.free_slots:
+            # Jobs that came in the place of held ones may be more than there are slots.
+            while self.free_slots <= 0:
                 self._slot_freed = trio.Event()
                 await self._slot_freed.wait()
             # The queue counts held jobs against the poll, so ask for as many more.

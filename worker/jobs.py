@@ -31,7 +31,8 @@ class _Flight:
 
     def __init__(self, free_slot: Callable[[], None]) -> None:
         self.cancelled = trio.Event()
-        self.reported = False
+        # The API has heard, or will hear from the outbox, how the job ended.
+        self.is_settled = False
         self._free_slot = free_slot
         self._holds_slot = True
 
@@ -83,22 +84,26 @@ class Jobs:
         flight = self._flights[job.id]
         structlog.contextvars.bind_contextvars(job_id=job.id)
         try:
-            await self._run(job, flight)
-        except JobError as error:
-            await self.refuse(job.id, str(error))
-        except trio.Cancelled:
-            if not flight.reported:
+            await self._run_or_refuse(job, flight)
+            flight.is_settled = True
+        finally:
+            # Only cancellation comes here unsettled; it may be one of a group, so it is not caught.
+            if not flight.is_settled:
                 log.info("job_handed_over")
                 with trio.move_on_after(RELEASE_SECONDS, shield=True):
                     await self._relay.put(release_entry(job.id, "the worker is stopping"))
-            raise
+            flight.free_slot()
+            del self._flights[job.id]
+
+    async def _run_or_refuse(self, job: JobBody, flight: _Flight) -> None:
+        try:
+            await self._run(job, flight)
+        except JobError as error:
+            await self.refuse(job.id, str(error))
         except Exception as error:  # a fault of ours fails that job, not the worker
             log.exception("job_fault")
             fault = f"a fault of the worker: {error!r}"
             await self._relay.put(fail_entry(job.id, fault, now=now_ms()))
-        finally:
-            flight.free_slot()
-            del self._flights[job.id]
 
     async def refuse(self, job_id: str, fault: str) -> None:
         """A job that cannot be run as it stands; the fault names the field."""
@@ -131,22 +136,23 @@ class Jobs:
 
     async def _may_start(self, plan: Plan, flight: _Flight) -> bool:
         """Whether the job is still ours; an API that has stopped answering does not hold it up."""
-        with trio.move_on_after(ACKNOWLEDGE_SECONDS):
-            try:
+        try:
+            with trio.fail_after(ACKNOWLEDGE_SECONDS):
                 job = await self._client.read_job(plan.job_id)
-                if job.status in FINAL_STATUSES:
-                    log.warning("job_disowned", reason=f"the job is {job.status}")
-                    return False
-                if job.status == "cancelled":
-                    flight.cancelled.set()
-                else:
+                if job.status not in (*FINAL_STATUSES, "cancelled"):
                     # Never sent late, since it revives a cancelled job.
                     await self._client.report_running(plan.job_id)
-            except QueueRefusedError as error:
-                log.warning("job_disowned", reason=str(error))
-                return False
-            except (QueueUnavailableError, ProtocolError) as error:
-                log.warning("acknowledge_failed", error=str(error))
+        except QueueRefusedError as error:
+            log.warning("job_disowned", reason=str(error))
+            return False
+        except (QueueUnavailableError, ProtocolError, trio.TooSlowError) as error:
+            log.warning("acknowledge_failed", error=str(error) or "no answer")
+            return True
+        if job.status == "cancelled":
+            flight.cancelled.set()
+        elif job.status in FINAL_STATUSES:
+            log.warning("job_disowned", reason=f"the job is {job.status}")
+            return False
         return True
 
     async def _report(
@@ -175,7 +181,7 @@ class Jobs:
                 share=share_bytes(len(children), self._settings.jobs.output_limit_bytes),
             )
         )
-        flight.reported = True
+        flight.is_settled = True
         flight.free_slot()
         log.info(
             "job_ended",

@@ -1,6 +1,7 @@
 """The outbox's way to the API: in order per job, until the API has it."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -63,18 +64,27 @@ def pause_seconds(attempts: int) -> float:
 def judge(entry: Entry, attempts: int, error: QueueRefusedError | QueueUnavailableError) -> Verdict:
     """What becomes of an entry whose delivery failed."""
     if isinstance(error, QueueUnavailableError):
-        answered = error.status is not None and error.status != 401
         # The app answers a second create of a row with 500: it is there.
         if entry.kind is Kind.CREATE and error.status == 500:
             return Delivered()
-        if answered and entry.kind not in FINAL_KINDS and attempts + 1 >= ROW_ATTEMPTS:
+        # Other statuses are a proxy's or an outage's, which pass.
+        fault = error.status == 500
+        if fault and entry.kind not in FINAL_KINDS and attempts + 1 >= ROW_ATTEMPTS:
             return Parked(str(error))
         return Later(str(error))
     return Parked(str(error))
 
 
 class Relay:
-    def __init__(self, client: QueueClient, outbox: Outbox, database: Database) -> None:
+    def __init__(
+        self,
+        client: QueueClient,
+        outbox: Outbox,
+        database: Database,
+        *,
+        now: Callable[[], int] = now_ms,
+    ) -> None:
+        self._now = now
         self._client = client
         self._outbox = outbox
         self._database = database
@@ -84,7 +94,7 @@ class Relay:
 
     async def put(self, *entries: Entry) -> None:
         """Keep `entries` until the API has them; they are on disk when this returns."""
-        await self._database.run(partial(self._outbox.put, entries, now=now_ms()))
+        await self._database.run(partial(self._outbox.put, entries, now=self._now()))
         self._news.set()
 
     async def wait_said(self, job_id: str) -> None:
@@ -104,25 +114,25 @@ class Relay:
         async with trio.open_nursery() as nursery:
             while True:
                 self._news = trio.Event()
+                now = self._now()
                 room = CONCURRENT_DELIVERIES - len(self._in_flight)
                 # Heads of jobs in flight are among them, so ask for as many more.
                 heads = await self._database.run(
-                    partial(self._outbox.heads, limit=CONCURRENT_DELIVERIES * 2, now=now_ms())
+                    partial(self._outbox.heads, limit=CONCURRENT_DELIVERIES * 2, now=now)
                 )
                 for queued in [q for q in heads if q.entry.job_id not in self._in_flight][:room]:
                     self._in_flight.add(queued.entry.job_id)
                     nursery.start_soon(self._deliver, queued)
-                await self._wait_for_work()
+                await self._wait_for_work(now)
 
-    async def _wait_for_work(self) -> None:
-        due_at = await self._database.run(self._outbox.next_due_at)
-        seconds = float("inf")
-        if due_at is not None and due_at > now_ms():
-            seconds = (due_at - now_ms()) / 1000
-        elif due_at is not None and not self._in_flight:
-            seconds = 0
-        # Otherwise what is due is being delivered, and the end of that is news.
-        with trio.move_on_after(seconds):
+    async def _wait_for_work(self, looked_at: int) -> None:
+        """Until something is due that was not when the outbox was looked at, or there is news.
+
+        What was due then is being delivered, or waits for that; the end of a delivery is news.
+        """
+        due_at = await self._database.run(partial(self._outbox.next_due_at, after=looked_at))
+        seconds = float("inf") if due_at is None else (due_at - self._now()) / 1000
+        with trio.move_on_after(max(0, seconds)):
             await self._news.wait()
 
     async def _deliver(self, queued: QueuedEntry) -> None:
@@ -143,7 +153,11 @@ class Relay:
                 return await self._say_last(queued)
             await self._send(queued.entry)
         except (QueueRefusedError, QueueUnavailableError) as error:
-            if isinstance(error, QueueRefusedError) and error.status == 404:
+            if (
+                isinstance(error, QueueRefusedError)
+                and error.status == 404
+                and queued.entry.kind in (Kind.UPDATE, Kind.RUNNING)
+            ):
                 return await self._create_and_send(queued)
             return judge(queued.entry, queued.attempts, error)
         except ProtocolError as error:
@@ -166,6 +180,8 @@ class Relay:
             said = queued.attempts > 0  # by an earlier attempt whose answer was lost
             return Delivered() if said else Disowned(f"the job is {job.status}")
         if job.status == "cancelled":
+            if entry.kind is not Kind.COMPLETE:  # a release would queue it again
+                return Disowned("the job is cancelled")
             entry = _as_cancelled(entry)
         await self._send(entry)
         return Delivered()
@@ -173,8 +189,6 @@ class Relay:
     async def _create_and_send(self, queued: QueuedEntry) -> Verdict:
         """The row is not there: the app refuses a create with a server that it does not have."""
         entry = queued.entry
-        if entry.kind not in (Kind.UPDATE, Kind.RUNNING):
-            return Parked("404")
         body = wire.encode(wire.CreateExecutionBody(job_id=entry.job_id))
         try:
             await self._client.create_execution(entry.subject, body)
@@ -183,6 +197,8 @@ class Relay:
             return Parked(str(error))
         except QueueUnavailableError as error:
             return judge(entry, queued.attempts, error)
+        except ProtocolError as error:
+            return Later(str(error))
         return Delivered()
 
     async def _send(self, entry: Entry) -> None:
@@ -205,7 +221,7 @@ class Relay:
                 await self._database.run(partial(self._outbox.delivered, queued.id))
                 log.debug("outbox_delivered", **fields)
             case Later(reason):
-                due_at = now_ms() + round(pause_seconds(queued.attempts) * 1000)
+                due_at = self._now() + round(pause_seconds(queued.attempts) * 1000)
                 await self._database.run(partial(self._outbox.postpone, queued.id, due_at=due_at))
                 log.warning("outbox_postponed", **fields, error=reason)
             case Parked(reason):
@@ -218,8 +234,6 @@ class Relay:
 
 def _as_cancelled(entry: Entry) -> Entry:
     """A job that was cancelled meanwhile is completed as cancelled, with the output there is."""
-    if entry.kind is not Kind.COMPLETE:
-        return entry
     body = msgspec.json.decode(entry.body)
     body["status"] = "cancelled"
     return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))

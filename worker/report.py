@@ -29,7 +29,11 @@ Captures = Mapping[Stream, Capture]
 
 def clean(output: bytes) -> str:
     """Output as the API can take it: a NUL is a 500 for ever, JSON knows no invalid UTF-8."""
-    return output.decode(errors="replace").replace("\0", "")
+    return clean_text(output.decode(errors="replace"))
+
+
+def clean_text(text: str) -> str:
+    return text.replace("\0", "")
 
 
 def create_entry(plan: Plan, execution: PlannedExecution, *, with_server: bool = True) -> Entry:
@@ -65,7 +69,7 @@ def update_entry(plan: Plan, result: ServerResult, captures: Captures) -> Entry:
         started_at=rfc3339(result.started_at),
         exit_code=result.exit_code,
         output=output,
-        error=result.error,
+        error=clean_text(result.error) if result.error else None,
         setup_started_at=rfc3339(result.started_at),
         setup_completed_at=rfc3339(setup_end),
         execution_started_at=rfc3339(setup_end) if ran else None,
@@ -114,7 +118,7 @@ def share_bytes(servers: int, output_limit_bytes: int) -> int:
 
 def fail_entry(job_id: str, error: str, *, now: int) -> Entry:
     """A job that never ran."""
-    body = wire.FailBody(error=error, exit_code=1, timestamp=rfc3339(now))
+    body = wire.FailBody(error=clean_text(error), exit_code=1, timestamp=rfc3339(now))
     return Entry(job_id, Kind.FAIL, job_id, wire.encode(body))
 
 
@@ -141,7 +145,9 @@ def _output(
 
     message = f"[cronium] {job.message}\n"
     errors = "".join(
-        f"[{result.server_name}] [cronium] {result.error}\n" for result in results if result.error
+        f"[{result.server_name}] [cronium] {clean_text(result.error)}\n"
+        for result in results
+        if result.error
     )
     succeeded = all(result.outcome is Outcome.SUCCESS for result in results)
     return wire.OutputBody(
@@ -168,7 +174,7 @@ def _metrics(
                 "exitCode": result.exit_code,
                 "setupMs": result.times.setup_ms,
                 "executionMs": result.times.execution_ms,
-                "error": result.error,
+                "error": clean_text(result.error) if result.error else None,
                 "runner": result.runner,
             }
             for result in results

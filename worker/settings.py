@@ -54,9 +54,11 @@ class SecretSource:
         if self.file is None:
             return self.value
         try:
-            return Secret(self.file.read_text().strip())
-        except OSError:
+            text = self.file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
             return self.value
+        # One that is just being written may be empty or cut.
+        return Secret(text) if _is_header_text(text) else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,10 @@ class Settings:
     logs: LogSettings
 
 
+def _is_header_text(text: str) -> bool:
+    return bool(re.fullmatch(r"[!-~]+", text))
+
+
 class _Fault(Exception):  # noqa: N818  a text on its way into SettingsError, never seen outside
     """What is wrong with one value, without its name."""
 
@@ -132,8 +138,8 @@ class Variable(Generic[T]):
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_duration = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h|d))+\Z")
-_duration_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_duration = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+\Z")
+_duration_part = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:
@@ -141,7 +147,7 @@ def parse_duration(text: str) -> float:
 
     Raises ValueError if `text` is none of these.
     """
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         return float(text)
     if not _duration.match(text):
         raise ValueError(text)
@@ -163,7 +169,7 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"-?\d+", text):
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
             raise _Fault("is not a whole number")
         if not low <= int(text) <= high:
             raise _Fault("is out of bounds")
@@ -177,7 +183,7 @@ _SIZES = {"": 1, "B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
 
 def _size(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text)
+        match = re.fullmatch(r"([0-9]{1,18})\s*([A-Za-z]*)", text)
         if not match or match[2].upper() not in _SIZES:
             raise _Fault("is not a size")
         size = int(match[1]) * _SIZES[match[2].upper()]
@@ -207,13 +213,15 @@ def _switch(text: str) -> bool:
 def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port
     except ValueError:
         raise _Fault("is not a URL") from None
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not host or not _is_header_text(text):
         raise _Fault("is not an http(s) URL")
     if parts.username or parts.password:
         raise _Fault("holds a user name or password; give the token as CRONIUM_API_TOKEN")
+    if parts.query or parts.fragment:
+        raise _Fault("has more than a path behind the host")
     return text.rstrip("/").removesuffix("/api/internal") + "/api/internal"
 
 
@@ -224,8 +232,17 @@ def _worker_name(text: str) -> str:
     return text
 
 
+def _token(text: str) -> Secret:
+    if not _is_header_text(text):
+        raise _Fault("holds spaces or characters outside ASCII")
+    return Secret(text)
+
+
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # an account made up for a container
+        raise _Fault("is below a home directory, and there is none") from None
 
 
 def _readable_file(text: str) -> Path:
@@ -255,7 +272,7 @@ API_TOKEN = Variable(
     "CRONIUM_API_TOKEN",
     "bearer token of the queue API; read again from its file after a 401",
     "the token, or CRONIUM_API_TOKEN_FILE with the path of a file that holds it",
-    Secret,
+    _token,
     required=True,
     secret=True,
 )
@@ -445,7 +462,8 @@ class _Reader:
         try:
             return variable.parse(text)
         except _Fault as fault:
-            shown = "its value" if variable.secret else repr(text)
+            # A URL may hold a password before its @.
+            shown = "its value" if variable.secret or "@" in text else repr(text)
             self.faults.append(f"{variable.name}: {shown} {fault}; expected {variable.expected}")
             return None
 
@@ -464,6 +482,11 @@ class _Reader:
                 self.faults.append(
                     f"{variable.name}_FILE: {str(file)!r} cannot be read ({error}); "
                     "expected the path of a readable file"
+                )
+                return None
+            if not text:
+                self.faults.append(
+                    f"{variable.name}_FILE: {str(file)!r} is empty; expected {variable.expected}"
                 )
                 return None
         if text:

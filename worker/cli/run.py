@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from functools import partial
 
 import click
@@ -18,11 +19,23 @@ EXIT_CONFIGURATION = 2
 EXIT_TRY_AGAIN = 75
 
 
-@click.command
+def _variables() -> str:
+    """Every setting, for the end of `--help`."""
+    lines = ["\b", "Environment:"]
+    for variable in settings.VARIABLES:
+        default = f" (default {variable.default})" if variable.default else ""
+        lines.append(f"  {variable.name}{default}")
+        text = f"{variable.meaning}; {variable.expected}"
+        lines += textwrap.wrap(text, 84, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+@click.command(epilog=_variables())
 def run() -> None:
     """Claim jobs from the queue and run them until SIGTERM.
 
-    Configured by environment variables alone; README.md has them all.
+    Configured by environment variables alone. Each secret can be given as a file instead, whose
+    path is in the variable of the same name with _FILE behind it.
 
     \b
     Example:
@@ -32,6 +45,8 @@ def run() -> None:
     The first SIGTERM or SIGINT lets running jobs finish, the second cancels them, the third
     ends the process at once.
     """
+    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
+    os.environ.setdefault("LOGNAME", "cronium-worker")
     try:
         loaded = settings.load(os.environ)
     except SettingsError as error:

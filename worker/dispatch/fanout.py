@@ -7,6 +7,9 @@ import trio
 
 from worker.dispatch.result import ServerResult
 
+# Connections close in a moment, or are not worth more.
+CLOSE_SECONDS = 5.0
+
 
 class Child(Protocol):
     async def run(self) -> ServerResult: ...
@@ -37,7 +40,8 @@ async def fan_out(children: Sequence[Child], report: Report) -> None:
             if accepted:
                 await child.clean_up()
         finally:
-            await child.close()
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await child.close()
 
     async with trio.open_nursery() as nursery:
         for index, child in enumerate(children):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from worker.api.wire import JobBody, ScriptBody, ServerBody
+from worker.api.wire import UNDECODABLE, JobBody, ScriptBody, ServerBody
 from worker.errors import JobError, SealedValueError
 from worker.remote.payload import Interpreter, check_environment
 from worker.remote.target import Credential, Target
@@ -29,6 +29,8 @@ _INTERPRETERS = {
     "NODE": Interpreter.NODE,
     "NODE_JS": Interpreter.NODE,
 }
+
+NULL = msgspec.Raw(b"null")
 
 _usable_id = re.compile(r"[A-Za-z0-9._-]+\Z")
 
@@ -163,7 +165,7 @@ def _servers(job: JobBody) -> tuple[Server, ...]:
     target = job.execution.target
     if job.metadata.servers:
         entries = [_server(raw, index) for index, raw in enumerate(job.metadata.servers)]
-    elif isinstance(target.server_details, msgspec.Raw):
+    elif isinstance(target.server_details, msgspec.Raw) and target.server_details != NULL:
         entries = [_server(target.server_details, 0)]
     elif target.server_id is not None:
         missing = str(target.server_id)
@@ -171,7 +173,10 @@ def _servers(job: JobBody) -> tuple[Server, ...]:
         entries = [Server(missing, f"server-{missing}", None, fault)]
     else:
         raise JobError("execution.target: names no server")
-    return tuple({server.id: server for server in reversed(entries)}.values())[::-1]
+    servers: dict[str, Server] = {}
+    for server in entries:
+        servers.setdefault(server.id, server)
+    return tuple(servers.values())
 
 
 class _ServerKey(msgspec.Struct, frozen=True):
@@ -189,9 +194,9 @@ def _server(raw: msgspec.Raw, index: int) -> Server:
     """The entry as it can be used, or with its fault: it is counted, never skipped."""
     try:
         body = _server_body.decode(raw)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         key = _key_of(raw)
-        server_id = f"entry-{index}" if key.id is None else str(key.id)
+        server_id = f"entry-{index}" if key.id in (None, "") else str(key.id)
         return Server(server_id, _name(key.name or server_id), None, f"server entry: {error}")
     server_id = str(body.id)
     name = _name(body.name or body.host or server_id)
@@ -209,7 +214,7 @@ def _server(raw: msgspec.Raw, index: int) -> Server:
 def _key_of(raw: msgspec.Raw) -> _ServerKey:
     try:
         return _server_key.decode(raw)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return _ServerKey()
 
 

@@ -129,15 +129,17 @@ class ServerExecution:
             return
         structlog.contextvars.bind_contextvars(phase=Phase.CLEANUP)
         began = trio.current_time()
-        with trio.move_on_after(self._remote.settings.phases.cleanup_seconds, shield=True) as limit:
-            try:
+        seconds = self._remote.settings.phases.cleanup_seconds
+        try:
+            with trio.CancelScope(shield=True), trio.fail_after(seconds):
                 connection, usable = await self._reach()
                 await runner.forget(connection, usable.path, [self._execution.id])
-                log.debug("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
-            except WorkerError as error:
-                log.warning("cleanup_failed", error=str(error))
-        if limit.cancelled_caught:
-            log.warning("cleanup_failed", error="over its limit")
+        except WorkerError as error:
+            log.warning("cleanup_failed", error=str(error))
+        except trio.TooSlowError:
+            log.warning("cleanup_failed", error=f"over its limit of {seconds:g} s")
+        else:
+            log.info("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
 
     async def close(self) -> None:
         stack, self._stack = self._stack, AsyncExitStack()
@@ -153,20 +155,19 @@ class ServerExecution:
     async def _set_up(self) -> ServerResult | tuple[runner.Attachment, Started]:
         structlog.contextvars.bind_contextvars(phase=Phase.SETUP)
         seconds = self._remote.settings.phases.setup_seconds
+        result = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up_setup, nursery.cancel_scope)
             with trio.move_on_after(seconds) as limit:
                 result = await self._try_to_start()
-                nursery.cancel_scope.cancel()
-                return result
             nursery.cancel_scope.cancel()
+        if result is not None:
+            return result
+        await self._end_stray_run()
         if limit.cancelled_caught:
             error = f"setup was over its limit of {seconds:g} s while {self._progress.doing}"
-        else:
-            error = "the job was cancelled during setup"
-        await self._end_stray_run()
-        outcome = Outcome.UNREACHABLE if limit.cancelled_caught else Outcome.CANCELLED
-        return self._result(outcome, error)
+            return self._result(Outcome.UNREACHABLE, error)
+        return self._result(Outcome.CANCELLED, "the job was cancelled during setup")
 
     async def _give_up_setup(self, setup: trio.CancelScope) -> None:
         await self._cancelled.wait()
@@ -179,11 +180,7 @@ class ServerExecution:
             return self._result(Outcome.UNREACHABLE, self._execution.server.fault)
         try:
             return await self._start()
-        except DeployError as error:
-            return self._result(Outcome.NOT_DEPLOYED, str(error))
-        except RunnerMissingError as error:
-            return self._result(Outcome.NOT_DEPLOYED, str(error))
-        except RunRefusedError as error:
+        except (DeployError, RunnerMissingError, RunRefusedError) as error:
             return self._result(Outcome.NOT_DEPLOYED, str(error))
         except (SshError, ProtocolError) as error:
             return self._result(Outcome.UNREACHABLE, str(error))
@@ -198,23 +195,25 @@ class ServerExecution:
         while True:
             attempt += 1
             try:
-                connection, usable = await self._reach()
-                attachment = await self._send_run(connection, usable)
-                started = await self._first_word(attachment)
-            except RunnerMissingError:
-                log.info("runner_missing")
+                return await self._start_once()
+            except (RunnerMissingError, ConnectionLostError) as error:
+                if attempt == START_ATTEMPTS:
+                    raise
+                failure = error
+            log.info("start_failed", error=str(failure))
+            if isinstance(failure, RunnerMissingError):
                 await self._remote.deployments.missing(self._key)
                 self._runner = None
-                if attempt == START_ATTEMPTS:
-                    raise
-            except ConnectionLostError:
-                await self.close()
-                if attempt == START_ATTEMPTS:
-                    raise
             else:
-                if usable.verify_sha256:
-                    await self._remote.deployments.verified(self._key)
-                return attachment, started
+                await self.close()
+
+    async def _start_once(self) -> tuple[runner.Attachment, Started]:
+        connection, usable = await self._reach()
+        attachment = await self._send_run(connection, usable)
+        started = await self._first_word(attachment)
+        if usable.verify_sha256:
+            await self._remote.deployments.verified(self._key)
+        return attachment, started
 
     async def _reach(self) -> tuple[Connection, UsableRunner]:
         """The connection, made where there is none, and a runner behind it."""
@@ -284,24 +283,27 @@ class ServerExecution:
 
     async def _follow(self, attachment: runner.Attachment) -> ServerResult:
         """Take in what the run prints until it ends, over as many connections as it needs."""
-        while True:
-            try:
-                frame = await attachment.receive()
-            except (ConnectionLostError, ProtocolError) as error:
-                log.warning("connection_lost", error=str(error))
+        try:
+            while True:
                 try:
-                    attachment = await self._attach_again()
-                except SshError as refused:
-                    return self._result(Outcome.LOST, str(refused))
-                continue
-            except (RunnerMissingError, RunRefusedError) as error:
-                return self._result(Outcome.LOST, f"the run vanished from the server: {error}")
-            match frame:
+                    return await self._take_in(attachment)
+                except (ConnectionLostError, ProtocolError) as error:
+                    log.warning("connection_lost", error=str(error))
+                attachment = await self._attach_again()
+        except (RunnerMissingError, RunRefusedError) as error:
+            return self._result(Outcome.LOST, f"the run vanished from the server: {error}")
+        except SshError as error:
+            return self._result(Outcome.LOST, str(error))
+
+    async def _take_in(self, attachment: runner.Attachment) -> ServerResult:
+        """Take in what comes over one connection, until the run or the connection ends."""
+        while True:
+            match await attachment.receive():
                 case Output(stream, data):
                     self._progress.received[stream] += len(data)
                     self._sink(stream, data)
-                case Ended():
-                    return self._ended(frame)
+                case Ended() as ended:
+                    return self._ended(ended)
                 case Superseded():
                     return self._result(Outcome.LOST, "another worker has attached to the run")
 
@@ -345,12 +347,12 @@ class ServerExecution:
         """After a setup that ended early: nothing may go on that nobody follows."""
         if not self._progress.payload_sent:
             return
-        with trio.move_on_after(STRAY_SECONDS):
-            try:
+        try:
+            with trio.fail_after(STRAY_SECONDS):
                 connection, usable = await self._reach()
                 await runner.signal(connection, usable.path, self._execution.id, "cancel")
-            except WorkerError as error:
-                log.warning("signal_failed", error=str(error))
+        except (WorkerError, trio.TooSlowError) as error:
+            log.warning("signal_failed", error=str(error) or "no answer")
 
     def _ended(self, frame: Ended) -> ServerResult:
         """The run's own end as an outcome."""

@@ -158,4 +158,7 @@ class JobReport:
     def message(self) -> str:
         metrics = (self.job.result or {}).get("metrics")
         message = metrics.get("message") if isinstance(metrics, dict) else None
-        return message if isinstance(message, str) else self.job.last_error or ""
+        if isinstance(message, str):
+            return message
+        # A job that never ran has its reason where `fail` puts it.
+        return self.job.last_error or self.stderr.partition("\n")[0]

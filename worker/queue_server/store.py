@@ -377,9 +377,13 @@ class Store:
         if target is None and target_id is not None:
             row = tx.execute(f"{_SERVER} WHERE id = ?", (target_id,)).fetchone()
             target = None if row is None else self._open_server(row)
-        return claimed_job(
+        claimed = claimed_job(
             job, _load_event(tx, job.event_id), servers, target, self._keyring.environment_value
         )
+        if not self._keyring.shared:
+            # A plain value can look like a sealed one; the app, which seals all, does not say.
+            claimed["execution"]["environmentSealed"] = False
+        return claimed
 
     def _open_server(self, row: Row) -> Server:
         return Server(*row[:5], *(self._keyring.open_credential(sealed) for sealed in row[5:]))

@@ -88,6 +88,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
 
         Raises ConnectionLostError if the connection ended before the channel did.
         """
+        await trio.lowlevel.checkpoint()
         while not self._received:
             if self._lost is not None:
                 raise ConnectionLostError(f"the connection was lost: {self._lost}") from self._lost

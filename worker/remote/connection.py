@@ -93,11 +93,11 @@ class Connection:
             channel.close()
 
     async def close(self) -> None:
-        """End the connection; what does not close within two seconds is aborted."""
-        self._connection.close()
-        with trio.move_on_after(CLOSE_SECONDS, shield=True) as scope:
+        """End the connection; one that is cancelled while it says goodbye is aborted."""
+        try:
+            self._connection.close()
             await aio_as_trio(self._connection.wait_closed)()
-        if scope.cancelled_caught:
+        finally:
             self._connection.abort()
 
 
@@ -157,7 +157,8 @@ async def open_connection(
     try:
         yield connection
     finally:
-        await connection.close()
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await connection.close()
 
 
 def _translate(error: Exception, target: Target) -> SshError:

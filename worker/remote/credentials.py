@@ -62,6 +62,7 @@ def _private_key(
 
 def _plain_key_text(text: str, sealing_key: SealingKey | None) -> str:
     """Undo base64 or the app's sealing; a key has lines of dashes, so it shows when it is one."""
+    text = "".join(text.split())  # `base64` wraps its lines
     try:
         decoded = base64.b64decode(text, validate=True).decode("ascii")
         if "-----BEGIN" in decoded:

@@ -111,6 +111,10 @@ class FrameParser:
         return frames
 
     def _next(self) -> Frame | None:
+        if self._ended:
+            # The shell may say goodbye, as it may say anything before the first frame.
+            self._buffer.clear()
+            return None
         if self._missing:
             return self._take_output()
         if not self._said_hello and not self._skip_preamble():
@@ -120,8 +124,6 @@ class FrameParser:
             if len(self._buffer) > MAX_HEADER_BYTES:
                 raise ProtocolError("the runner sent a frame header over 256 bytes")
             return None
-        if self._ended:
-            raise ProtocolError("the runner spoke after its last frame")
         words = bytes(self._buffer[:end]).split(b" ")
         if words[0] == b"c" and len(words) == 3:
             return self._take_call(words, end)
@@ -130,9 +132,10 @@ class FrameParser:
 
     def _skip_preamble(self) -> bool:
         # The runner begins on a fresh line, so its first line has a newline before it.
-        at = self._buffer.find(self._hello)
+        most = MAX_PREAMBLE_BYTES + len(self._hello)  # wherever the stream was cut
+        at = self._buffer.find(self._hello, 0, most)
         if at < 0:
-            if len(self._buffer) > MAX_PREAMBLE_BYTES:
+            if len(self._buffer) >= most:
                 raise RunnerMissingError(
                     "64 KiB of other output instead of the runner's first line"
                 )

@@ -1,0 +1,260 @@
+"""The worker as a process: its start, its signals, and what it survives."""
+
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.worker_process import Site, open_site, wait_for
+from worker.demo.sshd import Sshd
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as site:
+        yield site
+
+
+def test_all_faults_of_the_configuration_are_told_at_once_and_it_exits_2(tmp_path: Path) -> None:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CRONIUM_API_ENDPOINT": "cronium.example.com",
+        "CRONIUM_SETUP_TIMEOUT": "soon",
+        "CRONIUM_JOBS_MAX_CONCURRENT": "0",
+        "CRONIUM_ENCRYPTION_KEY": "not-a-key",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "run"], env=environ, capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    told = dict(line.split(": ")[1:3] for line in done.stderr.splitlines())
+    assert set(told) == {
+        "CRONIUM_API_ENDPOINT",
+        "CRONIUM_API_TOKEN",
+        "CRONIUM_SETUP_TIMEOUT",
+        "CRONIUM_JOBS_MAX_CONCURRENT",
+        "CRONIUM_ENCRYPTION_KEY",
+    }
+    assert "not-a-key" not in done.stderr
+
+
+def test_a_second_worker_on_a_state_directory_exits_75_and_names_the_first(site: Site) -> None:
+    site.start_queue()
+    first = site.start_worker()
+    first.wait_for_event("worker_started")
+
+    second = subprocess.run(
+        [sys.executable, "-m", "worker", "run"],
+        env=site.environment("state", {}),
+        capture_output=True,
+        text=True,
+    )
+
+    assert second.returncode == 75
+    assert f"pid {first.pid}" in second.stderr
+
+
+def test_an_idle_worker_listens_nowhere_and_drains_at_once(site: Site) -> None:
+    site.start_queue()
+    worker = site.start_worker(LOGGING_LEVEL="debug")
+    worker.wait_for_event("worker_started")
+
+    listening = _listening_sockets(worker.pid)
+    worker.process.terminate()
+
+    assert worker.wait() == 0
+    assert listening == set()
+    assert [line["event"] for line in worker.log()][-2:] == ["draining", "worker_stopped"]
+
+
+def test_sigterm_lets_a_running_job_finish(site: Site, sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker()
+    job_id = site.submit(f"touch {mark}; sleep 1; echo done", name)
+    wait_for(mark.exists, "the script's start")
+
+    worker.process.terminate()
+
+    assert worker.wait() == 0
+    report = site.finished(job_id)
+    assert (report.job.status, report.executions[0].output) == ("completed", "done\n")
+
+
+def test_a_second_signal_cancels_what_runs(site: Site, sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker()
+    job_id = site.submit(f"echo begun; touch {mark}; sleep 600", name)
+    wait_for(mark.exists, "the script's start")
+
+    worker.process.send_signal(signal.SIGINT)
+    worker.wait_for_event("draining")
+    worker.process.send_signal(signal.SIGINT)
+
+    assert worker.wait() == 0
+    report = site.finished(job_id)
+    assert (report.job.status, report.executions[0].output) == ("cancelled", "begun\n")
+    wait_for(lambda: not sshd.processes(), "the end of the run's processes")
+
+
+def test_a_third_signal_ends_it_at_once(site: Site, sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker()
+    site.submit(f"trap '' TERM; touch {mark}; sleep 20", name)
+    wait_for(mark.exists, "the script's start")
+
+    for event in ("draining", "cancelling_jobs", None):
+        worker.process.terminate()
+        if event:
+            worker.wait_for_event(event)
+
+    assert worker.wait() == 1
+
+
+def test_a_restarted_worker_keeps_its_id_and_its_runner_cache(site: Site, sshd: Sshd) -> None:
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker()
+    site.finished(site.submit("true", name))
+    first.process.terminate()
+    first.wait()
+
+    second = site.start_worker()
+    site.finished(site.submit("true", name))
+    second.process.terminate()
+    second.wait()
+
+    sources = [worker.events("execution_ended")[0]["runner"] for worker in (first, second)]
+    ids = {line["worker_id"] for worker in (first, second) for line in worker.log()}
+    assert sources == ["deployed", "cached"]
+    assert len(ids) == 1
+
+
+def test_a_worker_killed_while_a_script_runs_costs_neither_run_nor_output(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue(lease="1s")
+    name = site.add(sshd.server)
+    first = site.start_worker()
+    job_id = site.submit(
+        f"echo x >>{starts}; echo before; until [ -e {go} ]; do sleep 0.05; done; echo after", name
+    )
+    wait_for(starts.exists, "the script's start")
+
+    first.process.kill()
+    first.wait()
+    go.touch()
+    site.start_worker()
+
+    report = site.finished(job_id)
+    assert report.executions[0].output == "before\nafter\n"
+    assert starts.read_text() == "x\n"
+
+
+def test_an_api_that_is_not_there_yet_is_waited_for(site: Site, sshd: Sshd) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        site.port = taken.getsockname()[1]
+    name = site.add(sshd.server)
+    worker = site.start_worker()
+    worker.wait_for_event("queue_unavailable")
+
+    job_id = site.submit("echo hello", name)
+    site.start_queue()
+
+    assert site.finished(job_id).executions[0].output == "hello\n"
+    assert worker.events("queue_answers_again")
+
+
+def test_a_result_survives_an_outage_of_the_api_and_the_workers_end(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "started", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker(CLEANUP_TIMEOUT="1s", DRAIN_TIMEOUT="5s")
+    job_id = site.submit(f"touch {mark}; until [ -e {go} ]; do sleep 0.05; done; echo hello", name)
+    wait_for(mark.exists, "the script's start")
+
+    site.stop_queue()
+    go.touch()
+    first.wait_for_event("job_ended")
+    first.process.kill()
+    first.wait()
+    site.start_queue()
+    site.start_worker()
+
+    assert site.finished(job_id).executions[0].output == "hello\n"
+    wait_for(lambda: _outbox(tmp_path / "state") == 0, "an empty outbox")
+
+
+def test_every_line_of_the_log_is_one_object_with_the_fields_that_apply(
+    site: Site, sshd: Sshd
+) -> None:
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker()
+    report = site.finished(
+        site.submit("printf '\\033[31mred\\n{\"forged\": 1}\\n'; head -c 100000 /dev/zero", name)
+    )
+    worker.process.terminate()
+    worker.wait()
+
+    assert max(map(len, worker.log_file.read_bytes().split(b"\n"))) <= 16 * 1024
+    for line in worker.log():
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["timestamp"])
+    printed = worker.events("script_output")
+    assert [line["text"] for line in printed[:2]] == ["\x1b[31mred", '{"forged": 1}']
+    assert {
+        (line["job_id"], line["execution_id"], line["server"], line["phase"]) for line in printed
+    } == {(report.job.id, report.executions[0].id, name, "execution")}
+
+
+def test_script_output_can_be_kept_out_of_the_log(site: Site, sshd: Sshd) -> None:
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(LOG_OUTPUT="off")
+
+    report = site.finished(site.submit("echo hello", name))
+
+    assert report.executions[0].output == "hello\n"
+    assert worker.events("script_output") == []
+
+
+def _listening_sockets(pid: int) -> set[str]:
+    """The inodes of the process's sockets that accept connections."""
+    own = {
+        match[1]
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if (match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())))
+    }
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            columns = row.split()
+            if columns[3] == "0A":
+                listening.add(columns[9])
+    return own & listening
+
+
+def _outbox(state: Path) -> int:
+    with sqlite3.connect(state / "state.db") as connection:
+        (count,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    connection.close()
+    return int(count)

@@ -1,0 +1,147 @@
+"""`cronium-worker run` and the embedded queue as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worker.clock import now_ms
+from worker.demo.sshd import LocalServer
+from worker.queue_server.keys import open_keyring
+from worker.queue_server.model import JobReport, Script, ScriptType, Server
+from worker.queue_server.store import Store
+
+TOKEN = "t0ken"  # noqa: S105  opens nothing
+DEADLINE_SECONDS = 30.0
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = self.log_file.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1]]  # the last may be half written
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line["event"] == name]
+
+    def wait_for_event(self, name: str) -> None:
+        wait_for(lambda: self.events(name), f"{name} in the worker's log")
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_SECONDS)
+
+
+@dataclass(slots=True)
+class Site:
+    """A folder with a queue and the workers that a test starts."""
+
+    folder: Path
+    port: int = 0
+    _queue: subprocess.Popen[bytes] | None = None
+    _count: int = 0
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    store: Store = field(init=False)
+
+    def __post_init__(self) -> None:
+        database = self.folder / "queue.db"
+        self.store = Store.open(database, open_keyring(database, {}))
+
+    def start_queue(self, *, lease: str = "60s") -> None:
+        command = ["queue", "serve", "--db", str(self.folder / "queue.db"), "--lease", lease]
+        self._queue = subprocess.Popen(
+            [sys.executable, "-m", "worker", *command, "--port", str(self.port)],
+            env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN},
+            stdout=subprocess.PIPE,
+        )
+        self._processes.append(self._queue)
+        assert self._queue.stdout is not None
+        line = self._queue.stdout.readline().decode()
+        self.port = int(line.strip().rpartition(":")[2])
+
+    def stop_queue(self) -> None:
+        assert self._queue is not None
+        self._queue.terminate()
+        self._queue.wait(DEADLINE_SECONDS)
+
+    def start_worker(self, state: str = "state", **environ: str) -> WorkerProcess:
+        """A worker that logs to a file; `environ` without the `CRONIUM_` of the names."""
+        self._count += 1
+        log_file = self.folder / f"worker-{self._count}.log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run"],
+                env=self.environment(state, environ),
+                stdout=log,
+            )
+        self._processes.append(process)
+        return WorkerProcess(process, log_file)
+
+    def environment(self, state: str, environ: Mapping[str, str]) -> dict[str, str]:
+        return {
+            **_bare_environment(),
+            "CRONIUM_API_ENDPOINT": f"http://127.0.0.1:{self.port}",
+            "CRONIUM_API_TOKEN": TOKEN,
+            "CRONIUM_STATE_DIR": str(self.folder / state),
+            "CRONIUM_LOGGING_FORMAT": "json",
+            **{f"CRONIUM_{name}": value for name, value in environ.items()},
+        }
+
+    def add(self, server: LocalServer) -> str:
+        entry = Server(
+            0, server.name, server.host, server.port, server.user, private_key=server.private_key
+        )
+        self.store.put_server(entry, now_ms())
+        return server.name
+
+    def submit(self, content: str, *names: str) -> str:
+        script = Script(ScriptType.BASH, content, timeout_seconds=60)
+        return self.store.submit_script("test", script, names, now_ms())
+
+    def status(self, job_id: str) -> str:
+        return self.store.report(job_id).job.status
+
+    def finished(self, job_id: str) -> JobReport:
+        wait_for(lambda: self.store.report(job_id).job.reported_at is not None, "the job's end")
+        return self.store.report(job_id)
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(DEADLINE_SECONDS)
+            if process.stdout is not None:
+                process.stdout.close()
+        self.store.close()
+
+
+@contextmanager
+def open_site(folder: Path) -> Iterator[Site]:
+    site = Site(folder)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def _bare_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("CRONIUM_")}
