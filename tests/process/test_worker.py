@@ -221,6 +221,7 @@ def test_every_line_of_the_log_is_one_object_with_the_fields_that_apply(
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["timestamp"])
     printed = worker.events("script_output")
     assert [line["text"] for line in printed[:2]] == ["\x1b[31mred", '{"forged": 1}']
+    assert "".join(line["text"] for line in printed[2:]) == "\0" * 100_000
     assert {
         (line["job_id"], line["execution_id"], line["server"], line["phase"]) for line in printed
     } == {(report.job.id, report.executions[0].id, name, "execution")}
