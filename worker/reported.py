@@ -71,6 +71,16 @@ class ReportedExecution:
             nursery.cancel_scope.cancel()
         for stream, cutter in self._cutters.items():
             self._keep(stream, cutter.flush())
+        structlog.contextvars.unbind_contextvars("phase")
+        log.info(
+            "execution_ended",
+            outcome=result.outcome,
+            exit_code=result.exit_code,
+            setup_ms=result.times.setup_ms,
+            execution_ms=result.times.execution_ms,
+            runner=result.runner,
+            error=result.error,
+        )
         await self._relay.put(update_entry(self._plan, result, self._captures))
         self._keep_share()
         return result

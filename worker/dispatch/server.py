@@ -109,16 +109,6 @@ class ServerExecution:
         except Exception as error:  # a fault of ours in one child is that child's
             log.exception("execution_fault")
             result = self._result(Outcome.LOST, f"a fault of the worker: {error!r}")
-        structlog.contextvars.unbind_contextvars("phase")
-        log.info(
-            "execution_ended",
-            outcome=result.outcome,
-            exit_code=result.exit_code,
-            setup_ms=result.times.setup_ms,
-            execution_ms=result.times.execution_ms,
-            runner=result.runner,
-            error=result.error,
-        )
         if self._remote.connector.is_crowded:
             await self.close()
         return result
