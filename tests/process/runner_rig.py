@@ -1,0 +1,318 @@
+"""Real runners under real shells, for the tests of the runner."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SOURCE = Path(__file__).parents[2] / "worker" / "remote" / "runner.sh"
+INSTALLER = SOURCE.with_name("install.sh")
+SHA256 = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+NAME = f"runner-{SHA256[:12]}"
+NONCE = "N0nce"
+SHELLS = ("dash", "bash", "busybox", "mksh", "yash")
+# A bound for what takes milliseconds: only a defect, or a machine at its limits, gets near it.
+PATIENCE_SECONDS = 30.0
+
+
+def wait_until(look: Callable[[], T], what: str) -> T:
+    """The first true answer of `look`; fails once patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"waited too long until {what}"
+        time.sleep(0.01)
+    return answer
+
+
+def payload(
+    script: bytes,
+    *,
+    interpreter: str = "bash",
+    environment: bytes = b"",
+    stdin: bytes = b"{}",
+    directory: bytes = b"",
+    output_limit: int = 1 << 30,
+) -> bytes:
+    header = (
+        f"cronium-payload 1\ninterpreter {interpreter}\noutput_limit {output_limit}\n"
+        f"directory {len(directory)}\nenvironment {len(environment)}\n"
+        f"script {len(script)}\ninput {len(stdin)}\n\n"
+    )
+    return header.encode() + directory + environment + script + stdin
+
+
+def message(
+    run_id: str, body: bytes, *, out: int = 0, err: int = 0, limit_seconds: int = 60
+) -> bytes:
+    """The standard input of `run`."""
+    digest = hashlib.sha256(body).hexdigest()
+    return f"{run_id} {out} {err} {limit_seconds} {len(body)} {digest}\n".encode() + body
+
+
+@dataclass
+class Call:
+    """One exec of the runner: its frames, read as they come."""
+
+    process: "subprocess.Popen[bytes]"
+    out: bytes = b""
+    err: bytes = b""
+    heads: list[str] = field(default_factory=list)
+    _pending: bytes = b""
+
+    def send(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+
+    def send_eof(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def _more(self) -> bool:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
+        assert ready, f"the runner is silent after {self.heads}"
+        data = os.read(self.process.stdout.fileno(), 1 << 20)
+        self._pending += data
+        return data != b""
+
+    def _line(self) -> str | None:
+        while b"\n" not in self._pending:
+            if not self._more():
+                assert self._pending == b"", self._pending[:300]
+                return None
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode()
+
+    def next_frame(self) -> str | None:
+        """The header of the next frame, its bytes taken in; None at the end."""
+        head = self._line()
+        if head is None:
+            return None
+        if head[:2] in ("o ", "e "):
+            count = int(head[2:])
+            assert 0 < count <= 1 << 20
+            while len(self._pending) < count:
+                assert self._more(), f"cut off inside {head}"
+            data, self._pending = self._pending[:count], self._pending[count:]
+            if head[0] == "o":
+                self.out += data
+            else:
+                self.err += data
+        self.heads.append(head)
+        return head
+
+    def read_until(self, enough: Callable[["Call"], bool]) -> None:
+        # Signs of life would keep a defect alive for ever.
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not enough(self):
+            assert time.monotonic() < deadline, f"waited too long, with {self.heads[-3:]}"
+            assert self.next_frame() is not None, f"ended early: {self.heads}"
+
+    def read_until_started(self) -> None:
+        self.read_until(lambda call: any(head.startswith("r ") for head in call.heads))
+
+    def finish(self) -> int:
+        """Reads to the end of the frames; the exit status."""
+        self.send_eof()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.next_frame() is not None:
+            assert time.monotonic() < deadline, f"no end after {self.heads[-3:]}"
+        return self._reap()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._reap()
+
+    def _reap(self) -> int:
+        self.send_eof()
+        status = self.process.wait(PATIENCE_SECONDS)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.complaint = self.process.stderr.read().decode()
+        self.process.stderr.close()
+        return status
+
+    complaint: str = ""
+
+    @property
+    def state(self) -> str:
+        """What the `r` frame says."""
+        return next(head for head in self.heads if head.startswith("r ")).split()[1]
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """Code and reason of the `x` frame, which is the last."""
+        kind, code, reason, wall_ms, cpu_ms = self.heads[-1].split()
+        assert kind == "x"
+        assert wall_ms.isdigit()
+        assert cpu_ms.isdigit()
+        return int(code), reason
+
+
+class Server:
+    """An account whose `sh` is the shell under test."""
+
+    def __init__(
+        self,
+        place: Path,
+        shell: str,
+        *,
+        busybox_userland: bool = False,
+        grace_ms: int | None = None,
+    ) -> None:
+        self.home = place / "home"
+        self.bin = place / "bin"
+        self.home.mkdir(parents=True)
+        self.bin.mkdir()
+        self.path = f"{self.bin}:/usr/local/bin:/usr/bin:/bin"
+        if busybox_userland:
+            subprocess.run(["busybox", "--install", "-s", str(self.bin)], check=True)
+            bash = shutil.which("bash")
+            assert bash is not None
+            (self.bin / "bash").symlink_to(bash)
+            self.path = str(self.bin)
+        else:
+            program = shutil.which(shell)
+            assert program is not None, f"{shell} is not installed"
+            (self.bin / "sh").symlink_to(program)
+        self.root = self.home / ".cache" / "cronium"
+        self.root.mkdir(parents=True)
+        self.root.chmod(0o700)
+        self.runner = self.root / NAME
+        source = SOURCE.read_text()
+        if grace_ms is not None:
+            assert "grace_ms=5000\n" in source
+            source = source.replace("grace_ms=5000\n", f"grace_ms={grace_ms}\n")
+        self.runner.write_text(source)
+        self._calls: list[Call] = []
+
+    def environment(self) -> dict[str, str]:
+        return {"HOME": str(self.home), "PATH": self.path}
+
+    def call(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        runner: Path | None = None,
+        new_session: bool = False,
+        user: int | None = None,
+    ) -> Call:
+        verb, *rest = arguments
+        process = subprocess.Popen(
+            [str(self.bin / "sh"), str(runner or self.runner), verb, NONCE, *rest],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment() if environment is None else environment,
+            start_new_session=new_session,
+            user=user,
+            group=user,
+        )
+        call = Call(process)
+        self._calls.append(call)
+        return call
+
+    def start(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
+        """`run`, up to the frame which says that it was started."""
+        call = self.call("run")
+        call.send(message(run_id, body, limit_seconds=limit_seconds))
+        call.send_eof()
+        call.read_until_started()
+        return call
+
+    def run(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
+        """`run`, up to the end of the script."""
+        call = self.call("run")
+        call.send(message(run_id, body, limit_seconds=limit_seconds))
+        call.finish()
+        return call
+
+    def ask(self, *arguments: str) -> tuple[int, Call]:
+        call = self.call(*arguments)
+        return call.finish(), call
+
+    def directory(self, run_id: str) -> Path:
+        return self.root / "runs" / run_id
+
+    def supervisor(self, run_id: str) -> int:
+        return int((self.directory(run_id) / "go").readlink().name.split(".")[0])
+
+    def end_everything(self) -> None:
+        for call in self._calls:
+            if call.process.returncode is None:
+                call.kill()
+        running = [claim.parent.name for claim in self.root.glob("runs/*/go") if not is_over(claim)]
+        enders = [self.call("signal", run_id, "cancel") for run_id in running]
+        for ender in enders:
+            ender.finish()
+
+
+def is_over(claim: Path) -> bool:
+    return claim.with_name("exit").is_symlink()
+
+
+def new_id() -> str:
+    return f"exec_{uuid.uuid4().hex}_1"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def kill_if_alive(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def carriers(run_id: str) -> list[int]:
+    """The living processes whose environment names this run."""
+    cookie = f"CRONIUM_EXECUTION_ID={run_id}".encode()
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if cookie in (directory / "environ").read_bytes().split(b"\0"):
+                found.append(int(directory.name))
+    return found
+
+
+@contextlib.contextmanager
+def serving(
+    place: Path, shell: str, *, busybox_userland: bool = False, grace_ms: int | None = None
+) -> Iterator[Server]:
+    server = Server(place, shell, busybox_userland=busybox_userland, grace_ms=grace_ms)
+    try:
+        yield server
+    finally:
+        server.end_everything()
+
+
+def in_every_shell(place: Path, check: Callable[[Server], None]) -> None:
+    """Runs `check` on a server of each shell, side by side: for what has to wait."""
+
+    def check_one(shell: str) -> None:
+        with serving(place / shell, shell) as server:
+            check(server)
+
+    with concurrent.futures.ThreadPoolExecutor(len(SHELLS)) as pool:
+        for done in [pool.submit(check_one, shell) for shell in SHELLS]:
+            done.result()

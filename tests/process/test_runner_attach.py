@@ -1,0 +1,358 @@
+"""The runner: runs that outlive the call that started them."""
+
+import concurrent.futures
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.runner_rig import (
+    NAME,
+    SHELLS,
+    SOURCE,
+    Call,
+    Server,
+    carriers,
+    in_every_shell,
+    is_alive,
+    kill_if_alive,
+    message,
+    new_id,
+    payload,
+    serving,
+    wait_until,
+)
+
+# Some seconds of output in small and large pieces, on both streams, that can be computed here too.
+CHATTER = b"""
+i=0
+while [ $i -lt 40 ]; do
+    echo "line $i"; echo "error $i" >&2; i=$((i + 1)); sleep 0.01
+done
+dd if=/dev/zero bs=100000 count=20 2>/dev/null
+echo last
+"""
+CHATTER_OUT = b"".join(b"line %d\n" % i for i in range(40)) + bytes(2_000_000) + b"last\n"
+CHATTER_ERR = b"".join(b"error %d\n" % i for i in range(40))
+
+
+@pytest.fixture(params=SHELLS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def dash(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, "dash") as one:
+        yield one
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str, Call]]:
+    """A run that says nothing while the other tests take their time."""
+    with serving(tmp_path_factory.mktemp("silent"), "dash") as one:
+        run_id = new_id()
+        yield one, run_id, one.start(run_id, payload(b"sleep 600"))
+
+
+def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
+    run_id = new_id()
+    body = payload(b'echo started >>"$HOME/starts"; sleep 0.2; echo done')
+    calls = [server.call("run") for _ in range(20)]
+    for call in calls:
+        call.send(message(run_id, body))
+        call.send_eof()
+
+    with concurrent.futures.ThreadPoolExecutor(20) as readers:
+        statuses = list(readers.map(lambda call: call.finish(), calls))
+
+    assert (server.home / "starts").read_text() == "started\n"
+    assert statuses == [0] * 20
+    ends = [call.heads[-1] for call in calls]
+    assert sum(call.state == "new" for call in calls) == 1
+    # One attacher, the newest: it has all the output, and nobody else has an end.
+    assert all(end == "t" or end.startswith("x 0 exit") for end in ends)
+    assert any(call.out == b"done\n" and call.heads[-1].startswith("x") for call in calls)
+    wait_until(lambda: not list(server.directory(run_id).glob("in.*")), "no payload is left")
+
+
+def test_reattaching_gives_every_byte_once_wherever_it_was_cut(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        chance = random.Random(11)  # noqa: S311  # where to cut
+        call = server.call("run")
+        call.send(message(run_id, payload(CHATTER)))
+        call.send_eof()
+        out = err = b""
+
+        for _ in range(8):
+            enough = chance.randrange(2, 9)
+            while len(call.heads) < enough and call.next_frame() is not None:
+                pass
+            call.kill()
+            out, err = out + call.out, err + call.err
+            call = server.call("attach", run_id, str(len(out)), str(len(err)))
+        call.finish()
+
+        assert out + call.out == CHATTER_OUT
+        assert err + call.err == CHATTER_ERR
+        assert call.end == (0, "exit")
+
+    in_every_shell(tmp_path, check)
+
+
+def test_run_sent_again_attaches(server: Server) -> None:
+    run_id = new_id()
+    body = payload(b'echo x >>"$HOME/starts"; printf 0123456789; printf abc >&2')
+    assert server.run(run_id, body).state == "new"
+
+    again = server.call("run")
+    again.send(message(run_id, body, out=4, err=1))
+
+    assert again.finish() == 0
+    assert (again.state, again.out, again.err) == ("ended", b"456789", b"bc")
+    assert (server.home / "starts").read_text() == "x\n"
+
+
+def test_run_with_offsets_never_starts_what_is_gone(dash: Server) -> None:
+    call = dash.call("run")
+    call.send(message(new_id(), payload(b"touch $HOME/started"), out=5))
+
+    assert call.finish() == 66
+    assert not (dash.home / "started").exists()
+
+
+def test_an_offset_beyond_the_spool_is_refused(server: Server) -> None:
+    run_id = new_id()
+    server.run(run_id, payload(b"printf 12345"))
+
+    assert server.ask("attach", run_id, "5", "0")[0] == 0
+    for offsets in (("6", "0"), ("0", "1")):
+        status, call = server.ask("attach", run_id, *offsets)
+        assert (status, len(call.heads)) == (66, 2)
+
+
+def test_an_unknown_run_is_not_attached_to_nor_signalled(dash: Server) -> None:
+    assert dash.ask("attach", new_id(), "0", "0")[0] == 66
+    assert dash.ask("signal", new_id(), "cancel")[0] == 66
+
+
+def test_the_newest_attacher_wins_at_once(server: Server) -> None:
+    run_id = new_id()
+    first = server.start(run_id, payload(b"echo a; sleep 30"))
+    first.read_until(lambda call: call.out == b"a\n")
+
+    second = server.call("attach", run_id, "0", "0")
+    second.read_until(lambda call: call.out == b"a\n")
+
+    assert first.finish() == 0
+    assert first.heads[-1] == "t"
+    server.ask("signal", run_id, "cancel")
+    assert second.finish() == 0
+    assert second.end == (130, "cancel")
+
+
+@pytest.mark.parametrize("target", ["process", "group"])
+def test_a_run_survives_the_death_of_its_starter(server: Server, target: str) -> None:
+    run_id = new_id()
+    call = server.call("run", new_session=True)
+    call.send(message(run_id, payload(b"echo one; sleep 0.5; echo two")))
+    call.send_eof()
+    call.read_until(lambda call: call.out != b"")
+
+    if target == "group":
+        os.killpg(call.process.pid, signal.SIGKILL)
+    call.kill()
+
+    status, again = server.ask("attach", run_id, "4", "0")
+    assert (status, again.state, again.out, again.end) == (0, "attached", b"two\n", (0, "exit"))
+
+
+def test_nothing_of_a_starter_holds_its_channel_open(server: Server) -> None:
+    run_id = new_id()
+    call = server.start(run_id, payload(b"sleep 30"))
+
+    call.process.kill()
+
+    # The end of the pipe comes though script and supervisor live.
+    while call.next_frame() is not None:
+        pass
+    assert is_alive(server.supervisor(run_id))
+    call.kill()
+
+
+def test_a_run_whose_supervisor_is_killed_is_lost_and_nothing_of_it_goes_on(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.start(run_id, payload(b"echo first; exec sleep 30"))
+        call.read_until(lambda call: call.out == b"first\n")
+        wait_until(lambda: carriers(run_id), "the script shows its cookie")
+
+        kill_if_alive(server.supervisor(run_id))
+
+        assert call.finish() == 0
+        assert call.end == (125, "lost")
+        assert carriers(run_id) == []
+        status, again = server.ask("attach", run_id, "0", "0")
+        assert (status, again.out, again.end) == (0, b"first\n", (125, "lost"))
+
+    in_every_shell(tmp_path, check)
+
+
+@pytest.mark.parametrize("stale", ["boot", "start"])
+def test_a_claim_of_another_boot_or_of_a_recycled_pid_is_lost(server: Server, stale: str) -> None:
+    run_id = new_id()
+    call = server.start(run_id, payload(b"echo first; exec sleep 30"))
+    call.read_until(lambda call: call.out == b"first\n")
+    call.kill()
+    claim = server.directory(run_id) / "go"
+    pid, start, boot, token = claim.readlink().name.split(".", 3)
+    claim.unlink()
+    if stale == "boot":
+        boot = "0b5e1f00-0000-4000-8000-000000000000"
+    else:
+        kill_if_alive(int(pid))
+        pid = str(os.getpid())
+    claim.symlink_to(f"{pid}.{start}.{boot}.{token}")
+
+    assert f"{run_id} lost" in "\n".join(server.ask("list")[1].heads)
+    status, again = server.ask("attach", run_id, "0", "0")
+
+    assert (status, again.end, again.out) == (0, (125, "lost"), b"first\n")
+    if stale == "boot":
+        # By the record its pids are of a time gone by, so nobody is signalled.
+        assert is_alive(int(pid))
+        kill_if_alive(int(pid))
+        for carrier in carriers(run_id):
+            kill_if_alive(carrier)
+    wait_until(lambda: not carriers(run_id), "nothing is left")
+
+
+def test_a_spool_that_is_deleted_is_lost_and_ends_the_script(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.start(run_id, payload(b"echo first; exec sleep 30"))
+        call.read_until(lambda call: call.out == b"first\n")
+
+        shutil.rmtree(server.directory(run_id))
+
+        assert call.finish() == 0
+        assert call.end == (125, "lost")
+        wait_until(lambda: not carriers(run_id), "the script is gone")
+
+    in_every_shell(tmp_path, check)
+
+
+def test_a_run_of_another_host_is_neither_judged_nor_ended(dash: Server) -> None:
+    run_id = new_id()
+    dash.start(run_id, payload(b"exec sleep 30")).kill()
+    (dash.directory(run_id) / "host").write_text("elsewhere\n")
+
+    status, call = dash.ask("signal", run_id, "cancel")
+
+    assert status == 66
+    assert "elsewhere" in call.complaint
+    assert is_alive(dash.supervisor(run_id))
+    (dash.directory(run_id) / "host").unlink()
+
+
+def test_a_forgotten_run_is_not_started_again(server: Server) -> None:
+    run_id = new_id()
+    body = payload(b'echo x >>"$HOME/starts"')
+    server.run(run_id, body)
+
+    assert server.ask("forget", run_id)[0] == 0
+    assert server.ask("forget", run_id)[0] == 0
+    assert not server.directory(run_id).exists()
+    again = server.run(run_id, body)
+
+    assert again.heads[2:] == ["x 125 forgotten 0 0"]
+    assert (server.home / "starts").read_text() == "x\n"
+
+
+def test_a_running_run_is_not_forgotten_and_the_others_are(server: Server) -> None:
+    ended, running = new_id(), new_id()
+    server.run(ended, payload(b""))
+    server.start(running, payload(b"sleep 30"))
+
+    status, call = server.ask("forget", running, ended)
+
+    assert status == 66
+    assert running in call.complaint
+    assert server.directory(running).exists()
+    assert not server.directory(ended).exists()
+
+
+def test_list_tells_state_and_sizes(server: Server) -> None:
+    ended, running = new_id(), new_id()
+    server.run(ended, payload(b"printf 123; printf 12345 >&2"))
+    server.start(running, payload(b"sleep 30"))
+
+    rows = {head.split()[0]: head.split()[1:] for head in server.ask("list")[1].heads[2:]}
+
+    state, age, *sizes = rows[ended]
+    assert (state, sizes) == ("ended", ["3", "5"])
+    assert 0 <= int(age) < 60
+    assert rows[running][0] == "running"
+
+
+def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
+    run_id = new_id()
+    dash.run(run_id, payload(b"echo old"))
+    newer = dash.root / "runner-0123456789ab"
+    newer.write_bytes(SOURCE.read_bytes())
+    dash.runner.write_text('echo "handed over: $*"\n')
+
+    call = dash.call("attach", run_id, "0", "0", runner=newer)
+    call.finish()
+
+    assert call.heads[1:] == [
+        "cronium h N0nce 1 0123456789ab",
+        f"handed over: +attach N0nce {run_id} 0 0",
+    ]
+
+
+def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(server: Server) -> None:
+    week_old, fresh, going, foreign = new_id(), new_id(), new_id(), new_id()
+    for run_id in (week_old, fresh, foreign):
+        server.run(run_id, payload(b""))
+    server.start(going, payload(b"sleep 30"))
+    long_ago = 1_500_000_000
+    for run_id in (week_old, foreign):
+        os.utime(server.directory(run_id) / "exit", (long_ago, long_ago), follow_symlinks=False)
+    os.utime(server.directory(going) / "go", (long_ago, long_ago), follow_symlinks=False)
+    (server.directory(foreign) / "host").write_text("elsewhere\n")
+    tombs = server.root / "forgotten"
+    tombs.mkdir(exist_ok=True)
+    for name in ("runner-000000000001", "forgotten/old"):
+        (server.root / name).write_text("")
+        os.utime(server.root / name, (long_ago, long_ago))
+    (server.root / "runner-000000000002").write_text("")
+    os.utime(server.runner, (long_ago, long_ago))
+    wait_until(lambda: list(server.root.glob("swept.*")), "the first sweep was made")
+    for stamp in server.root.glob("swept.*"):
+        stamp.unlink()
+
+    server.run(new_id(), payload(b""))
+
+    wait_until(lambda: not (server.root / "runner-000000000001").exists(), "the janitor swept")
+    assert not server.directory(week_old).exists()
+    assert (tombs / week_old).exists()
+    assert not (tombs / "old").exists()
+    assert all(server.directory(run_id).exists() for run_id in (fresh, going, foreign))
+    assert {path.name for path in server.root.glob("runner-*")} == {NAME, "runner-000000000002"}
+
+
+def test_silence_is_broken_by_a_sign_of_life(silent: tuple[Server, str, Call]) -> None:
+    server, run_id, call = silent
+
+    call.read_until(lambda call: call.heads[-1] == "k")
+
+    server.ask("signal", run_id, "cancel")
+    assert call.finish() == 0
+    assert call.end == (130, "cancel")

@@ -1,0 +1,320 @@
+"""The runner: what one run is given, and what comes back."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.runner_rig import (
+    NAME,
+    NONCE,
+    SHA256,
+    SHELLS,
+    Server,
+    message,
+    new_id,
+    payload,
+    serving,
+    wait_until,
+)
+
+
+@pytest.fixture(params=SHELLS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def dash(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, "dash") as one:
+        yield one
+
+
+def test_both_streams_arrive_byte_for_byte(server: Server) -> None:
+    noise = random.Random(7).randbytes(3_000_000)  # noqa: S311  # bytes to compare, no secret
+    (server.home / "noise").write_bytes(b"\0\xff\xfe\n" + noise)
+    (server.home / "line").write_bytes(b"x" * 10_000_000)
+
+    call = server.run(
+        new_id(), payload(b'cat "$HOME/noise"; cat "$HOME/line" >&2; printf "no newline"')
+    )
+
+    assert call.out == b"\0\xff\xfe\n" + noise + b"no newline"
+    assert call.err == b"x" * 10_000_000
+    assert call.end == (0, "exit")
+
+
+def test_the_greeting_comes_first_and_at_once(server: Server) -> None:
+    call = server.call("run")
+
+    assert [call.next_frame(), call.next_frame()] == ["", f"cronium h {NONCE} 1 {NAME[-12:]}"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 125, 127, 200, 255])
+def test_an_exit_code_is_the_scripts_own(dash: Server, code: int) -> None:
+    assert dash.run(new_id(), payload(f"exit {code}".encode())).end[0] == code
+
+
+@pytest.mark.parametrize("name", ["TERM", "KILL", "SEGV", "HUP", "PIPE"])
+def test_death_by_a_signal_is_128_and_its_number(server: Server, name: str) -> None:
+    call = server.run(new_id(), payload(f"ulimit -c 0; kill -{name} $$; exit 3".encode()))
+
+    assert call.end == (128 + signal.Signals[f"SIG{name}"], "signal")
+
+
+def test_a_script_can_be_interrupted_and_can_handle_it(server: Server) -> None:
+    call = server.run(
+        new_id(),
+        # bash itself is deaf to QUIT
+        payload(b"trap 'echo handled' INT; kill -INT $$; exec dash -c 'kill -QUIT $$'"),
+    )
+
+    assert call.out == b"handled\n"
+    assert call.end == (128 + signal.SIGQUIT, "signal")
+
+
+def test_every_interpreter_gets_its_script(server: Server) -> None:
+    call = server.run(
+        new_id(),
+        payload(b"import sys; print(repr(sys.stdin.read())); sys.exit(9)", interpreter="python3"),
+    )
+
+    assert (call.out, call.end) == (b"''\n", (9, "exit"))
+
+
+def test_a_missing_interpreter_is_named_and_127(server: Server) -> None:
+    call = server.run(new_id(), payload(b"", interpreter="no-such-language"))
+
+    assert call.end == (127, "exit")
+    assert b"no-such-language" in call.err
+    assert call.err.count(b"\n") == 1
+
+
+def test_a_working_directory_that_cannot_be_entered_is_named_and_126(server: Server) -> None:
+    call = server.run(new_id(), payload(b"echo ran", directory=b"/no/such place"))
+
+    assert (call.out, call.end) == (b"", (126, "exit"))
+    assert b"/no/such place" in call.err
+
+
+def test_the_working_directory_may_have_any_name(server: Server) -> None:
+    odd = server.home / "a 'b\" $(c)\n"
+    odd.mkdir()
+
+    call = server.run(
+        new_id(), payload(b'printf %s "$CRONIUM_WORK_DIR"', directory=os.fsencode(odd))
+    )
+
+    assert call.out == os.fsencode(odd)
+
+
+def test_values_arrive_as_they_are(server: Server) -> None:
+    value = 'it\'s "two\nlines" $(touch pwned) `x` \\n é 日本 \t*'
+    quoted = value.replace("'", "'\\''")
+    # Names which the runner itself might use, and values that would hurt it.
+    lines = f"export A='{quoted}'\nexport id='x'\nexport IFS='/'\nexport run='y'\nexport in='z'\n"
+
+    call = server.run(
+        new_id(),
+        payload(b'printf "%s|%s|%s|%s" "$A" "$id" "$run" "$in"', environment=lines.encode()),
+    )
+
+    assert call.out.decode() == f"{value}|x|y|z"
+    assert call.err == b""
+
+
+def test_the_environment_is_the_logins_and_ours_and_nothing_else(server: Server) -> None:
+    run_id = new_id()
+    script = b"import os; print(*sorted(os.environ), os.environ['CRONIUM_EXECUTION_ID'])"
+
+    call = server.run(
+        run_id, payload(script, interpreter="python3", environment=b"export CRONIUM_JOB_ID='j'\n")
+    )
+
+    *names, cookie = call.out.decode().split()
+    # What shells set by themselves: each start of one is visible in every program below it.
+    assert set(names) - {"_", "SHLVL", "LC_CTYPE", "PWD"} == {
+        "HOME",
+        "PATH",
+        "CRONIUM_JOB_ID",
+        "CRONIUM_EXECUTION_ID",
+        "CRONIUM_WORK_DIR",
+        "CRONIUM_INPUT_FILE",
+    }
+    assert cookie == run_id
+
+
+def test_files_that_the_script_makes_have_the_logins_umask(server: Server) -> None:
+    before = os.umask(0o027)
+    try:
+        call = server.run(new_id(), payload(b"umask"))
+    finally:
+        os.umask(before)
+
+    assert call.out.strip() == b"0027"
+
+
+def test_the_input_is_a_file_of_its_own(server: Server) -> None:
+    call = server.run(new_id(), payload(b'cat "$CRONIUM_INPUT_FILE"', stdin=b'{"a": "\xc3\xa9"}\n'))
+
+    assert call.out == b'{"a": "\xc3\xa9"}\n'
+
+
+def test_secrets_are_private_never_an_argument_and_gone_at_the_end(server: Server) -> None:
+    run_id = new_id()
+    gate = server.home / "gate"
+    os.mkfifo(gate)
+    call = server.start(
+        run_id,
+        payload(
+            b'cat "$HOME/gate"; # s3cret-script',
+            environment=b"export PW='s3cret-value'\n",
+            stdin=b"s3cret-input",
+        ),
+    )
+
+    lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if is_readable(p)]
+    modes = {
+        (path.is_dir(), path.stat().st_mode & 0o777)
+        for path in server.root.rglob("*")
+        if path.name != NAME and not path.is_symlink()
+    }
+    gate.write_bytes(b"")
+    call.finish()
+
+    assert not any(b"s3cret" in line for line in lines)
+    assert modes == {(True, 0o700), (False, 0o600)}
+    wait_until(
+        lambda: not list(server.directory(run_id).glob("in.*")), "payload and environment are gone"
+    )
+    left = [p.read_bytes() for p in server.root.rglob("*") if p.is_file() and p.name != NAME]
+    assert not any(b"s3cret" in data for data in left)
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_spare_that_is_not_needed_leaves_quietly(server: Server) -> None:
+    status, call = server.ask("run")
+
+    assert (status, call.complaint, len(call.heads)) == (0, "", 2)
+
+
+@pytest.mark.parametrize("cut", [10, 150, -1])
+def test_half_a_payload_starts_nothing(server: Server, cut: int) -> None:
+    run_id = new_id()
+    call = server.call("run")
+    call.send(message(run_id, payload(b"touch $HOME/started", environment=b"export A='b'\n"))[:cut])
+
+    assert call.finish() == 66
+    assert len(call.complaint.splitlines()) == 1
+    assert not (server.home / "started").exists()
+    assert not server.directory(run_id).exists()
+    # and the next try is not harmed by it
+    assert server.run(run_id, payload(b"echo well")).out == b"well\n"
+
+
+def test_a_wrong_digest_starts_nothing(server: Server) -> None:
+    run_id = new_id()
+    sent = message(run_id, payload(b"touch $HOME/started; exit 1"))
+    call = server.call("run")
+    call.send(sent.replace(b"exit 1", b"exit 2"))
+
+    assert call.finish() == 66
+    assert not (server.home / "started").exists()
+    assert not server.directory(run_id).exists()
+
+
+def test_a_runner_that_differs_says_so_and_does_not_greet(server: Server) -> None:
+    good = server.call("run", SHA256)
+    assert good.finish() == 0
+    server.runner.write_bytes(server.runner.read_bytes() + b"\n")
+
+    changed = server.call("run", SHA256)
+
+    assert changed.finish() == 65
+    assert changed.heads == []
+
+
+def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
+    whole = server.runner.read_bytes()
+    for size in (100, len(whole) // 2, len(whole) - len(b'main "$@"\nexit\n')):
+        server.runner.write_bytes(whole[:size])
+        call = server.call("run")
+        call.send(message(new_id(), payload(b"touch $HOME/started")))
+        call.finish()
+        assert not any(head.startswith(("cronium", "r ")) for head in call.heads)
+    assert not (server.home / "started").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attach", "../x", "0", "0"),
+        ("attach", "x", "010", "0"),
+        ("attach", "x", "0"),
+        ("signal", "x", "kill"),
+        ("forget", ".."),
+        ("dance",),
+    ],
+)
+def test_a_bad_call_is_refused(dash: Server, arguments: tuple[str, ...]) -> None:
+    assert dash.ask(*arguments)[0] == 64
+
+
+def test_a_root_that_is_a_link_is_refused(server: Server) -> None:
+    elsewhere = server.home / "elsewhere"
+    server.root.rename(elsewhere)
+    server.root.symlink_to(elsewhere)
+    call = server.call("run")
+    call.send(message(new_id(), payload(b"touch $HOME/started")))
+
+    assert call.finish() == 69
+    assert "is a link" in call.complaint
+    assert not (server.home / "started").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_root_of_somebody_else_is_refused(dash: Server) -> None:
+    os.chown(dash.root, 12345, 12345)
+    call = dash.call("run")
+    call.send(message(new_id(), payload(b"touch $HOME/started")))
+
+    assert call.finish() == 69
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nonexistent", "relative", "/tmp/with blank"])  # noqa: S108
+def test_without_a_usable_home_a_run_goes_to_the_next_root(
+    server: Server, home: str | None
+) -> None:
+    run_id = new_id()
+    environment = {"PATH": server.path} | ({} if home is None else {"HOME": home})
+    call = server.call("run", environment=environment)
+    call.send(message(run_id, payload(b"echo there")))
+
+    assert call.finish() == 0
+    assert call.out == b"there\n"
+    # It is found there by a call that has a home again, and goes with forget.
+    assert server.ask("attach", run_id, "6", "0")[1].end == (0, "exit")
+    assert server.ask("forget", run_id)[0] == 0
+    Path(f"/var/tmp/cronium-{os.getuid()}/forgotten/{run_id}").unlink()  # noqa: S108
+
+
+def test_it_runs_on_busybox_alone(tmp_path: Path) -> None:
+    with serving(tmp_path, "busybox", busybox_userland=True) as server:
+        run_id = new_id()
+        call = server.run(run_id, payload(b"printf 'a\\0b'; echo e >&2; exit 4"))
+        assert (call.out, call.err, call.end) == (b"a\0b", b"e\n", (4, "exit"))
+        assert server.ask("attach", run_id, "2", "1")[1].out == b"b"
+        slow = server.run(new_id(), payload(b"echo on; sleep 60"), limit_seconds=1)
+        assert (slow.out, slow.end) == (b"on\n", (124, "timeout"))
+        assert server.ask("forget", run_id)[0] == 0

@@ -1,0 +1,1032 @@
+#!/bin/sh
+# Runs scripts on this server, apart from any connection; every verb is described in the runner protocol.
+# shellcheck disable=SC3067  # test -O: not in POSIX, but in every shell this must run under
+# shellcheck disable=SC2015  # A && B || C: every B here is a test
+# shellcheck disable=SC2013,SC2044  # words of grep and find: numbers, or names that take_path checks
+
+protocol=1
+grace_ms=5000
+# Above one pipe's worth a fork per piece is cheap; the worker refuses frames over 1 MiB.
+piece=262144
+newline='
+'
+
+main() {
+    verb=${1-} nonce=${2-}
+    name_artifact "$0"
+    is_name "$nonce" && [ ${#nonce} -le 64 ] || fail 64 'usage: sh runner VERB NONCE [ARGUMENT...]'
+    shift 2
+    case $verb in
+    +supervise) supervise "$@" ;;
+    # The verb was handed over by another artifact, which has greeted already.
+    +*) verb=${verb#+} ;;
+    *)
+        [ "$verb" = run ] && [ $# -gt 0 ] && check_own_digest "$1"
+        printf '\ncronium h %s %s %s\n' "$nonce" "$protocol" "$artifact"
+        ;;
+    esac
+    know_here
+    case $verb in
+    run) run_from_stdin ;;
+    attach)
+        [ $# -eq 3 ] || fail 64 'usage: attach NONCE ID OUT ERR'
+        check_id "$1" && is_number "$2" && is_number "$3" || fail 64 'bad argument'
+        out_at=$2 err_at=$3
+        find_run || fail 66 "no run $id"
+        hand_over attach "$id" "$out_at" "$err_at"
+        attach_found
+        ;;
+    signal)
+        case ${2-} in cancel | timeout) ;; *) fail 64 'usage: signal NONCE ID cancel|timeout' ;; esac
+        check_id "$1" || fail 64 'bad argument'
+        find_run || fail 66 "no run $id"
+        hand_over signal "$id" "$2"
+        signal_run "$2"
+        ;;
+    forget) forget_all "$@" ;;
+    list) list_all ;;
+    version) ;;
+    *) fail 64 "unknown verb: $verb" ;;
+    esac
+}
+
+fail() {
+    printf 'cronium: %s\n' "$2" >&2
+    exit "$1"
+}
+
+is_name() {
+    case $1 in '' | .* | *[!A-Za-z0-9._-]*) return 1 ;; esac
+    [ ${#1} -le 200 ]
+}
+
+is_number() {
+    # A leading zero would make it octal.
+    case $1 in 0) return 0 ;; [1-9]*) ;; *) return 1 ;; esac
+    case $1 in *[!0-9]*) return 1 ;; esac
+    [ ${#1} -le 15 ]
+}
+
+check_id() {
+    id=$1
+    is_name "$id"
+}
+
+name_artifact() {
+    artifact=${1##*/runner-}
+    case $artifact in *[!0-9a-f]*) artifact=000000000000 ;; esac
+    [ ${#artifact} -eq 12 ] || artifact=000000000000
+}
+
+check_own_digest() {
+    digest_of "$0"
+    [ -z "$sum" ] || [ "$sum" = "$1" ] || fail 65 'this runner differs from what was asked for'
+}
+
+# Sets sum; empty where the server has no tool for it.
+digest_of() {
+    if command -v sha256sum >/dev/null 2>&1; then sum=$(sha256sum <"$1")
+    elif command -v shasum >/dev/null 2>&1; then sum=$(shasum -a 256 <"$1")
+    elif command -v sha256 >/dev/null 2>&1; then sum=$(sha256 -q <"$1")
+    elif command -v openssl >/dev/null 2>&1; then sum=$(openssl dgst -sha256 <"$1")
+    else sum=$(busybox sha256sum <"$1" 2>/dev/null); fi
+    # "hex  -" by most, "SHA2-256(stdin)= hex" by openssl
+    case $sum in *'= '*) sum=${sum##*= } ;; *) sum=${sum%% *} ;; esac
+}
+
+# Forks nothing on Linux: it is on the way of every run.
+know_here() {
+    uid='' mask='' boot='' host=''
+    { while read -r key value rest; do
+        case $key in
+        Umask:) mask=$value ;;
+        Uid:) uid=${rest%%[!0-9]*} && break ;;
+        esac
+    done </proc/self/status; } 2>/dev/null
+    [ -n "$uid" ] || uid=$(id -u)
+    [ -n "$mask" ] || mask=$(umask)
+    umask 077
+    { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null ||
+        boot=$(sysctl -n kern.bootsessionuuid 2>/dev/null || sysctl -n kern.boot_id 2>/dev/null)
+    case $boot in '' | *[!A-Za-z0-9-]*) boot=unknown ;; esac
+    { read -r host </proc/sys/kernel/hostname; } 2>/dev/null || host=$(uname -n)
+    roots="/var/tmp/cronium-$uid /tmp/cronium-$uid"
+    case ${HOME-} in
+    *[!A-Za-z0-9._/-]*) ;;
+    /*) roots="${HOME%/}/.cache/cronium $roots" ;;
+    esac
+}
+
+is_ours() {
+    [ ! -h "$1" ] && [ -d "$1" ] && [ -O "$1" ]
+}
+
+# Sets root and run.
+find_run() {
+    for root in $roots; do
+        run=$root/runs/$id
+        [ -h "$run/go" ] && is_ours "$root" && return 0
+    done
+    return 1
+}
+
+is_forgotten() {
+    for tomb in $roots; do
+        [ -e "$tomb/forgotten/$id" ] && is_ours "$tomb" && return 0
+    done
+    return 1
+}
+
+# A run is served to its end by the artifact that started it.
+hand_over() {
+    starter=''
+    { read -r starter <"$run/artifact"; } 2>/dev/null
+    case $starter in "$artifact" | '' | *[!0-9a-f]*) return ;; esac
+    over=$1
+    shift
+    for other in $roots; do
+        [ -f "$other/runner-$starter" ] && is_ours "$other" &&
+            exec sh "$other/runner-$starter" "+$over" "$nonce" "$@"
+    done
+}
+
+# Sets state_of, group_of, started: the start time tells a process from a later one with its pid.
+identify() {
+    state_of='' group_of='' started=''
+    if [ -r /proc/self/stat ]; then
+        stat=''
+        # The name before the last ") " may hold anything, newlines too.
+        { while IFS= read -r line; do stat=$line; done <"/proc/$1/stat"; } 2>/dev/null
+        # shellcheck disable=SC2086  # numbers, to be split
+        set -- ${stat##*') '}
+        [ -n "${20-}" ] || return 1
+        state_of=$1 group_of=$3 started=${20}
+    else
+        # shellcheck disable=SC2046  # fields, to be split
+        set -- $(ps -o state= -o pgid= -o lstart= -p "$1" 2>/dev/null)
+        [ $# -ge 7 ] || return 1
+        state_of=$1 group_of=$2 started=$3$4$5$6$7
+    fi
+    case $state_of in [ZX]*) return 1 ;; esac
+}
+
+is_process() {
+    identify "$1" && [ "$started" = "$2" ]
+}
+
+# Sets target.
+read_link() {
+    target=$(ls -ld "$1" 2>/dev/null)
+    case $target in *' -> '*) target=${target##* -> } ;; *) target='' ;; esac
+}
+
+read_claim() {
+    read_link "$run/go"
+    supervisor=${target%%.*} target=${target#*.}
+    supervisor_started=${target%%.*} target=${target#*.}
+    supervisor_boot=${target%%.*}
+}
+
+supervisor_lives() {
+    [ "$supervisor_boot" = "$boot" ] && is_process "$supervisor" "$supervisor_started"
+}
+
+# On a home that hosts share, a pid or a boot id of another host tells us nothing.
+is_elsewhere() {
+    owner_host=''
+    { read -r owner_host <"$run/host"; } 2>/dev/null
+    [ -n "$owner_host" ] && [ "$owner_host" != "$host" ]
+}
+
+is_lost() {
+    ! is_elsewhere && ! supervisor_lives && [ ! -h "$run/exit" ]
+}
+
+# Sets clock_s and clock_ms (0 to 999). Uptime, because the time of day may jump.
+read_clock() {
+    uptime=''
+    { read -r uptime rest </proc/uptime; } 2>/dev/null
+    case $uptime in
+    *.??) clock_s=${uptime%.*} clock_ms=$((1${uptime#*.}0 - 1000)) ;;
+    *) clock_s=$(date +%s) clock_ms=0 ;;
+    esac
+}
+
+# Sets elapsed, in ms, since clock readings $1 and $2; kept small, as mksh counts in 32 bits.
+measure_since() {
+    read_clock
+    elapsed=$(((clock_s - $1) * 1000 + clock_ms - $2))
+    [ "$elapsed" -ge 0 ] || elapsed=0
+}
+
+nap() {
+    # Not every sleep takes fractions.
+    sleep 0.05 2>/dev/null || sleep 1
+}
+
+run_from_stdin() {
+    header=''
+    IFS= read -r header || {
+        # A spare that was not needed.
+        [ -n "$header" ] || exit 0
+        fail 66 'half a header: nothing was started'
+    }
+    # shellcheck disable=SC2086  # words, to be split
+    set -f && set -- $header && set +f
+    [ $# -eq 6 ] || fail 64 'bad header'
+    check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
+        fail 64 'bad header'
+    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received=''
+    # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
+    for attempt in 1 2 3; do
+        if is_forgotten; then
+            drain_stdin
+            printf 'x 125 forgotten 0 0\n'
+            exit 0
+        fi
+        if find_run; then
+            drain_stdin
+            hand_over attach "$id" "$out_at" "$err_at"
+            attach_found
+        fi
+        [ -z "$received" ] || break
+        # Somebody has had output of it: it did start, and is gone.
+        [ "$out_at" = 0 ] && [ "$err_at" = 0 ] || fail 66 "no run $id"
+        make_room
+        receive_payload
+        launch
+        case $verdict in new*) attach_started ;; esac
+    done
+    case $verdict in full) fail 73 "no room for the output in $root" ;; esac
+    fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
+}
+
+drain_stdin() {
+    [ -n "$received" ] || cat >/dev/null
+}
+
+# Makes this call's own part of the run directory, in the first root that can be written.
+make_room() {
+    token=$$-$nonce
+    for root in $roots; do
+        if [ -e "$root" ] || [ -h "$root" ]; then refuse_foreign; fi
+        run=$root/runs/$id in=$root/runs/$id/in.$token
+        mkdir -p "$in" "$run/work.$token" 2>/dev/null || continue
+        # Whoever may write beside the root could have put one there meanwhile.
+        refuse_foreign
+        # Written and not only asked: a full file system still takes directories. 64 KiB, that a
+        # script has at least the room to say what it met.
+        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null && return
+        drop_payload
+    done
+    fail 73 "no directory can be written, or no space is left: $roots"
+}
+
+refuse_foreign() {
+    [ ! -h "$root" ] || fail 69 "$root is a link: refused"
+    is_ours "$root" || fail 69 "$root is not ours: refused"
+}
+
+drop_payload() {
+    rm -rf "$in"
+    rmdir "$run/work.$token" "$run" 2>/dev/null
+}
+
+receive_payload() {
+    cat >"$in/payload" 2>/dev/null || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+    received=1
+    exec 4<"$in/payload"
+    parse_payload || refuse_payload 'half a payload, or not one of ours'
+    # At once, on two processors: what was cut from a wrong payload is dropped.
+    cut_payload &
+    cutter=$!
+    exec 4<&-
+    digest_of "$in/payload"
+    wait "$cutter" || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+    if [ -z "$sum" ]; then
+        # No digest tool: the length is what is left to check.
+        # shellcheck disable=SC2046  # a number; some wc put blanks before it
+        [ $(wc -c <"$in/payload") -eq "$length" ] && sum=$digest
+    fi
+    [ "$sum" = "$digest" ] || refuse_payload 'half a payload or a wrong digest'
+}
+
+refuse_payload() {
+    drop_payload
+    fail 66 "$1: nothing was started"
+}
+
+parse_payload() {
+    IFS= read -r line <&4
+    [ "$line" = 'cronium-payload 1' ] || return 1
+    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
+    while IFS=' ' read -r key value <&4; do
+        case $key in
+        '') break ;;
+        interpreter) is_name "$value" ;;
+        *) is_number "$value" ;;
+        esac || return 1
+        case $key in
+        interpreter) interpreter=$value ;;
+        output_limit) output_limit=$value ;;
+        directory) directory=$value ;;
+        environment) environment=$value ;;
+        script) script=$value ;;
+        input) input=$value ;;
+        *) return 1 ;;
+        esac
+    done
+    [ -n "$interpreter" ]
+}
+
+cut_payload() {
+    [ "$directory" -eq 0 ] || cut_section directory "$directory" || return
+    cut_section environment "$environment" && cut_section script "$script" && cut_section input "$input"
+}
+
+cut_section() {
+    if [ "$2" -eq 0 ]; then
+        printf '' >"$in/$1"
+    else
+        dd bs="$2" count=1 <&4 >"$in/$1"
+    fi 2>/dev/null
+}
+
+# Sets verdict: "new PID START" once the supervisor has claimed the run; it closes the pipe then.
+launch() {
+    find_detacher
+    # yash reads by the locale it was started in, and the C locale knows no letter beyond ASCII.
+    lent_locale=''
+    [ -z "${YASH_VERSION-}" ] || [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || lent_locale=C.UTF-8
+    # shellcheck disable=SC2086  # words, to be split
+    verdict=$(
+        [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
+        # exec, for yash would stay as its parent, with the pipe in hand.
+        exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
+            "$interpreter" "$output_limit" "$mask" "$lent_locale" </dev/null 2>/dev/null &
+    )
+}
+
+# Sets detacher: what puts a command in a session of its own, as words. Without one, it is left plain.
+find_detacher() {
+    if find_program setsid; then
+        detacher=$found
+    elif find_program perl; then
+        detacher="$found -MPOSIX -e POSIX::setsid();exec(@ARGV);exit(126)"
+    else
+        detacher=''
+    fi
+}
+
+# Sets found to the path of $1, without a fork.
+find_program() {
+    old_ifs=$IFS IFS=:
+    for found in ${PATH-}; do
+        found=$found/$1
+        case $found in *[!A-Za-z0-9._/-]*) continue ;; /*) [ -f "$found" ] && [ -x "$found" ] && break ;; esac
+        found=''
+    done
+    IFS=$old_ifs
+    [ -n "$found" ]
+}
+
+supervise() {
+    root=$1 id=$2 token=$3 limit_s=$4 interpreter=$5 output_limit=$6 script_mask=$7 lent_locale=$8
+    woken=''
+    # Handled, not ignored: the script would inherit an ignored signal.
+    trap 'woken=1' HUP TERM URG
+    know_here
+    mask=$script_mask run=$root/runs/$id in=in.$token
+    cd "$run" || exit
+    exec 3>&1 >/dev/null
+    find_detacher
+    identify $$
+    supervisor_started=$started
+    claim
+    start_script
+    printf 'new %s %s\n' "$$" "$supervisor_started" >&3 2>/dev/null
+    exec 3>&-
+    # After the pipe was closed: mksh keeps a copy of it in what it starts. $$ is us, also in there.
+    (while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
+    ticker=$!
+    date +%s >epoch &
+    watch
+    finish
+    exit 0
+}
+
+claim() {
+    { printf '' >>out && printf '' >>err; } 2>/dev/null || give_up full
+    read_clock
+    began_s=$clock_s began_ms=$clock_ms
+    ln -s "$$.$supervisor_started.$boot.$token" go 2>/dev/null || give_up taken
+    # Forgotten, or started in another root, between the starter's look and our claim: whoever made
+    # that made it before looking here, so one of us at least sees the other.
+    if is_forgotten || is_claimed_twice; then
+        rm -f go
+        give_up taken
+    fi
+    { printf '%s\n' "$host" >host
+        printf '%s\n' "$artifact" >artifact
+        printf '%s %s\n' "$began_s" "$began_ms" >began; } 2>/dev/null
+}
+
+is_claimed_twice() {
+    for other in $roots; do
+        [ "$other" != "$root" ] && [ -h "$other/runs/$id/go" ] && is_ours "$other" && return 0
+    done
+    return 1
+}
+
+give_up() {
+    in=$run/$in
+    drop_payload
+    printf '%s\n' "$1" >&3
+    exit 0
+}
+
+start_script() {
+    # An asynchronous list ignores INT and QUIT, and only another program can undo that.
+    reset=''
+    if [ ! -e "$root/signals.plain" ]; then
+        if [ ! -e "$root/signals.env" ]; then probe_signals; fi
+        [ -e "$root/signals.env" ] && find_program env && reset="$found --default-signal=INT,QUIT"
+    fi
+    become_script &
+    script_pid=$!
+    identify "$script_pid"
+    script_started=$started
+    { printf '%s %s\n' "$script_pid" "$script_started" >script; } 2>/dev/null
+}
+
+probe_signals() {
+    if env --default-signal=INT,QUIT true 2>/dev/null; then
+        printf '' >"$root/signals.env"
+    else
+        printf '' >"$root/signals.plain"
+    fi 2>/dev/null
+}
+
+become_script() {
+    exec </dev/null >>out 2>>err 3>&-
+    trap - HUP TERM URG
+    umask "$mask"
+    directory=$run/work.$token
+    if [ -e "$in/directory" ]; then
+        # The dot keeps trailing newlines.
+        directory=$(cat "$in/directory" && printf .)
+        directory=${directory%.}
+        # shellcheck disable=SC2088  # a literal tilde, as people write it
+        case $directory in
+        /*) ;;
+        '~') directory=${HOME-} ;;
+        '~/'*) directory=${HOME-}/${directory#??} ;;
+        *) directory=${HOME-}/$directory ;;
+        esac
+    fi
+    # From here on nothing of ours may be a variable: the entries may have any name.
+    # shellcheck disable=SC2086  # words, to be split
+    set -- "$run/$in" "$id" "$interpreter" "$directory" $reset $detacher "$interpreter" "$run/$in/script"
+    cd "$4" 2>/dev/null || {
+        printf 'cronium: cannot enter the working directory %s\n' "$4" >&2
+        exit 126
+    }
+    unset OLDPWD
+    [ -z "$lent_locale" ] || unset LC_CTYPE
+    # What a shell says of an entry it cannot set (bash: UID) is not the script's.
+    exec 3>&2 2>/dev/null
+    trap 'printf "cronium: the environment could not be set\n" >&3' EXIT
+    # shellcheck source=/dev/null
+    . "$1/environment"
+    trap - EXIT
+    exec 2>&3 3>&-
+    export CRONIUM_EXECUTION_ID="$2" CRONIUM_WORK_DIR="$PWD" CRONIUM_INPUT_FILE="$1/input"
+    command -v "$3" >/dev/null 2>&1 || {
+        printf 'cronium: the interpreter %s is not installed (not found in PATH)\n' "$3" >&2
+        exit 127
+    }
+    shift 4
+    exec "$@"
+}
+
+watch() {
+    reason=exit last_s=$began_s
+    while :; do
+        look_around
+        [ "$reason" = exit ] || break
+        wait "$script_pid"
+        code=$?
+        was_interrupted || break
+    done
+    if [ "$reason" != exit ]; then
+        end_tree "$script_pid" "$script_started"
+        return
+    fi
+    # Death by signal n is 128+n but for ksh93 (256+n) and yash (384+n).
+    if [ "$code" -gt 384 ]; then code=$((code - 256)); elif [ "$code" -gt 256 ]; then code=$((code - 128)); fi
+    [ "$code" -le 128 ] || [ "$code" -gt 192 ] || reason=signal
+}
+
+# A wait ends for the script or for a signal to us, and its status does not say which.
+was_interrupted() {
+    [ -n "$woken" ] && [ "$code" -gt 128 ] || return 1
+    woken=''
+    kill -0 "$script_pid" 2>/dev/null && return 0
+    # Some shells reap as soon as the script ends; they then still have its status.
+    wait "$script_pid"
+    again=$?
+    [ "$again" -eq 127 ] || code=$again
+    return 1
+}
+
+# Sets code and reason where the run is to be ended.
+look_around() {
+    woken=''
+    if [ ! -h go ]; then
+        code=125 reason=lost
+    elif [ -e stop.cancel ]; then
+        code=130 reason=cancel
+    elif [ -e stop.timeout ] || is_over_time; then
+        code=124 reason=timeout
+    elif is_over_output; then
+        code=137 reason=output_limit
+    fi
+}
+
+is_over_time() {
+    [ "$limit_s" -gt 0 ] || return 1
+    read_clock
+    # Without an uptime the time of day stands in, one look a second: what is no such step is a jump.
+    if [ -z "$uptime" ]; then
+        step=$((clock_s - last_s)) last_s=$clock_s
+        if [ "$step" -lt 0 ] || [ "$step" -gt 5 ]; then began_s=$((began_s + step)); fi
+    fi
+    [ $(((clock_s - began_s) * 1000 + clock_ms - began_ms)) -ge $((limit_s * 1000)) ]
+}
+
+is_over_output() {
+    [ "$output_limit" -gt 0 ] && { [ -s out ] || [ -s err ]; } || return 1
+    measure_spool
+    [ $((out_size + err_size)) -gt "$output_limit" ]
+}
+
+# Sets out_size, err_size and exit_record by one fork; exit is looked at first, so it vouches for the sizes.
+measure_spool() {
+    listing=$(ls -ln exit out err 2>/dev/null)
+    exit_record=''
+    case $listing in *' -> '*) exit_record=${listing##* -> } exit_record=${exit_record%%"$newline"*} ;; esac
+    # Sorted by name: err, exit, out.
+    # shellcheck disable=SC2086  # fields, to be split
+    set -- ${listing%%"$newline"*}
+    err_size=${5:-0}
+    # shellcheck disable=SC2086  # fields, to be split
+    set -- ${listing##*"$newline"}
+    out_size=${5:-0}
+}
+
+finish() {
+    kill "$ticker" 2>/dev/null
+    measure_since "$began_s" "$began_ms"
+    measure_cpu
+    rm -rf "$in" &
+    remover=$!
+    record_exit "$code.$reason.$elapsed.$cpu"
+    wake_attacher
+    # Not for all: a script that nothing could kill would keep us for ever.
+    wait "$remover"
+    sweep_daily
+}
+
+# A link, for a file renamed into place on a full disk was found empty.
+record_exit() {
+    until ln -s "$1" exit 2>/dev/null || [ -h exit ] || [ ! -h go ]; do
+        sleep 1
+    done
+}
+
+# Sets cpu: the ms of user and system time of our children, 0 where times cannot be read.
+measure_cpu() {
+    cpu=0 user='' system=''
+    { times >cpu && { read -r rest && read -r user system; } <cpu; } 2>/dev/null
+    parse_time "$user" && cpu=$ms
+    parse_time "$system" && cpu=$((cpu + ms))
+}
+
+parse_time() {
+    case $1 in *[!0-9ms.]* | *.*.*) return 1 ;; [0-9]*m[0-9]*.[0-9]*s) ;; *) return 1 ;; esac
+    s=${1#*m} fraction=${1#*.}
+    s=${s%%.*} fraction=${fraction%s}00
+    fraction=${fraction%"${fraction#???}"}
+    ms=$(((${1%%m*} * 60 + s) * 1000 + 1$fraction - 1000))
+}
+
+# The exit record is the truth; this only ends a wait. Ignored by default, so a stale pid is harmless.
+wake_attacher() {
+    read_attacher
+    [ "$attacher_boot" = "$boot" ] && is_process "$attacher" "$attacher_started" &&
+        kill -URG "$attacher" 2>/dev/null
+}
+
+read_attacher() {
+    attached=''
+    { read -r attached <attacher; } 2>/dev/null
+    attacher=${attached%%.*}
+    attacher_started=${attached#*.}
+    attacher_boot=${attacher_started#*.}
+    attacher_started=${attacher_started%%.*} attacher_boot=${attacher_boot%%.*}
+}
+
+# Ends every process of the run whose script is process $1, started at $2; returns when none is left.
+end_tree() {
+    trap '' URG
+    leader=$1 leader_started=$2
+    find_tree
+    [ -z "$group_is_ours" ] || kill -s TERM -- "-$leader" 2>/dev/null
+    for pid in $found; do
+        # Once each: the group has had it.
+        identify "$pid" && [ "$group_of" != "$leader" ] && kill -s TERM "$pid" 2>/dev/null
+    done
+    read_clock
+    ended_s=$clock_s ended_ms=$clock_ms empty=0 elapsed=0
+    while [ "$elapsed" -lt "$grace_ms" ]; do
+        nap
+        find_tree
+        if [ -n "$found" ]; then empty=0; else empty=$((empty + 1)); fi
+        [ "$empty" -lt 3 ] || return 0
+        measure_since "$ended_s" "$ended_ms"
+    done
+    kill_tree
+}
+
+# STOP, look again, KILL: what forks while it is looked for would win otherwise. Bounded (10 s and
+# more), for what cannot be killed: a process of another user, or one in the kernel's hands.
+kill_tree() {
+    empty=0 looks=0
+    while [ "$empty" -lt 3 ] && [ "$looks" -lt 200 ]; do
+        looks=$((looks + 1))
+        find_tree
+        if [ -z "$found" ]; then
+            empty=$((empty + 1))
+        else
+            empty=0
+            signal_found STOP
+            find_tree
+            signal_found KILL
+        fi
+        nap
+    done
+}
+
+signal_found() {
+    [ -z "$group_is_ours" ] || kill -s "$1" -- "-$leader" 2>/dev/null
+    # shellcheck disable=SC2086  # pids, to be split
+    [ -z "$found" ] || kill -s "$1" $found 2>/dev/null
+}
+
+# Sets found: the living processes of the script's group and session, and those that carry our cookie.
+find_tree() {
+    found='' group_is_ours=1
+    # A number in use by a group or session is given to no new process, so a leader that is gone
+    # is no danger, but one with another start time is.
+    identify "$leader"
+    case $started in '' | "$leader_started") ;; *) group_is_ours='' ;; esac
+    [ -n "$leader" ] || group_is_ours=''
+    if [ ! -r /proc/self/stat ]; then
+        find_group_by_ps
+        return
+    fi
+    if [ -n "$group_is_ours" ]; then
+        for path in $(grep -lsE "\\) [^ZX] [0-9]+ ([0-9]+ )?$leader " /proc/[0-9]*/stat); do
+            add_found "$path"
+        done
+    fi
+    if printf 'a\000b\000' | grep -qzxF b 2>/dev/null; then
+        for path in $(grep -lszxF "CRONIUM_EXECUTION_ID=$id" /proc/[0-9]*/environ); do
+            add_found "$path"
+        done
+        return
+    fi
+    for path in /proc/[0-9]*/environ; do
+        [ -O "$path" ] && { tr '\000' '\n' <"$path" | grep -qxF "CRONIUM_EXECUTION_ID=$id"; } 2>/dev/null &&
+            add_found "$path"
+    done
+}
+
+add_found() {
+    pid=${1#/proc/}
+    pid=${pid%%/*}
+    case " $found " in *" $pid "*) ;; *) found="$found $pid" ;; esac
+}
+
+find_group_by_ps() {
+    [ -n "$group_is_ours" ] || return
+    # shellcheck disable=SC2046  # fields, to be split
+    set -- $(ps -A -o pid= -o pgid= -o state= 2>/dev/null)
+    while [ $# -ge 3 ]; do
+        case $2$3 in "$leader"[!0-9ZX]*) found="$found $1" ;; esac
+        shift 3
+    done
+}
+
+# Just started by this very call, so nothing needs to be looked up.
+attach_started() {
+    cd "$run" || exit
+    verdict=${verdict#new }
+    supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot
+    exec 4<out 5<err
+    take_over
+    printf 'r new 0\n'
+    follow
+}
+
+attach_found() {
+    cd "$run" 2>/dev/null && [ -r out ] && [ -r err ] || fail 66 "no run $id"
+    exec 4<out 5<err
+    measure_spool
+    [ "$out_at" -le "$out_size" ] && [ "$err_at" -le "$err_size" ] ||
+        fail 66 "offset beyond the spool: $out_at of $out_size, $err_at of $err_size"
+    [ "$out_at" -eq 0 ] || dd bs=1 skip="$out_at" count=0 <&4 2>/dev/null
+    [ "$err_at" -eq 0 ] || dd bs=1 skip="$err_at" count=0 <&5 2>/dev/null
+    read_claim
+    take_over
+    is_lost && declare_lost
+    state=attached
+    [ -h exit ] && state=ended
+    measure_run
+    printf 'r %s %s\n' "$state" "$elapsed"
+    follow
+}
+
+# Sets elapsed, the ms since the run began; 0 where that cannot be known.
+measure_run() {
+    elapsed=0
+    if [ -h exit ]; then
+        measure_spool
+        set_record "$exit_record"
+        elapsed=$record_ms
+    elif [ "$supervisor_boot" = "$boot" ]; then
+        { read -r began_s began_ms <began; } 2>/dev/null && measure_since "$began_s" "$began_ms"
+    fi
+}
+
+set_record() {
+    record_code=${1%%.*} record_ms=${1#*.}
+    record_reason=${record_ms%%.*} record_ms=${record_ms#*.}
+    record_cpu=${record_ms##*.} record_ms=${record_ms%%.*}
+}
+
+# Written in place and always as long, so that it also works on a full disk.
+take_over() {
+    identify $$
+    me=$$.$started.$boot.$nonce
+    read_attacher
+    { printf '%-180s\n' "$me" 1<>attacher; } 2>/dev/null
+    [ -n "$attached" ] && [ "$attacher_boot" = "$boot" ] &&
+        is_process "$attacher" "$attacher_started" && kill -URG "$attacher" 2>/dev/null
+}
+
+is_replaced() {
+    attached=''
+    { read -r attached <attacher; } 2>/dev/null
+    [ -n "$attached" ] && [ "$attached" != "$me" ]
+}
+
+follow() {
+    trap '' URG
+    # bash tells of every sleep that we end.
+    exec 2>/dev/null
+    tick=0.05 tick_ms=50 quiet_ms=0
+    while :; do
+        ended=''
+        [ -h exit ] && ended=1
+        if is_replaced; then
+            printf 't\n'
+            exit 0
+        fi
+        sent=0
+        if [ -n "$ended" ] || [ -s out ] || [ -s err ]; then
+            measure_spool
+            send_waiting
+        fi
+        if [ -n "$ended" ]; then
+            set_record "$exit_record"
+            printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu"
+            exit 0
+        fi
+        if [ ! -h go ]; then
+            printf 'x 125 lost 0 0\n'
+            exit 0
+        fi
+        choose_tick
+        [ "$sent" -ge "$piece" ] || pause
+    done
+}
+
+send_waiting() {
+    while [ "$out_at" -lt "$out_size" ] || [ "$err_at" -lt "$err_size" ]; do
+        if [ "$out_at" -lt "$out_size" ]; then
+            size_piece $((out_size - out_at))
+            printf 'o %s\n' "$n" && dd bs="$n" count=1 <&4 2>/dev/null || exit 74
+            out_at=$((out_at + n))
+        fi
+        if [ "$err_at" -lt "$err_size" ]; then
+            size_piece $((err_size - err_at))
+            printf 'e %s\n' "$n" && dd bs="$n" count=1 <&5 2>/dev/null || exit 74
+            err_at=$((err_at + n))
+        fi
+    done
+}
+
+size_piece() {
+    n=$1
+    [ "$n" -le "$piece" ] || n=$piece
+    sent=$((sent + n))
+}
+
+choose_tick() {
+    if [ "$sent" -gt 0 ]; then
+        quiet_ms=0 tick=0.05 tick_ms=50
+    else
+        case $tick in
+        0.05) tick=0.1 tick_ms=100 ;;
+        0.1) tick=0.2 tick_ms=200 ;;
+        0.2) tick=0.4 tick_ms=400 ;;
+        0.4) tick=0.8 tick_ms=800 ;;
+        *) tick=1 tick_ms=1000 ;;
+        esac
+    fi
+    [ -z "$whole_seconds" ] || tick=1 tick_ms=1000
+    quiet_ms=$((quiet_ms + tick_ms))
+    if [ "$quiet_ms" -gt 10000 ]; then
+        quiet_ms=$tick_ms
+        printf 'k\n' || exit 74
+    fi
+    [ "$tick_ms" -lt 1000 ] || ! is_lost || declare_lost
+}
+whole_seconds=''
+
+# Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit.
+pause() {
+    sleep "$tick" >/dev/null &
+    sleeper=$!
+    trap 'kill "$sleeper"' URG
+    if [ -h exit ]; then kill "$sleeper"; else wait "$sleeper"; fi
+    # Not every sleep takes fractions.
+    [ $? -ne 1 ] || whole_seconds=1
+    trap '' URG
+}
+
+# For a run whose supervisor is gone without an exit record: ends what is left of it and says so.
+declare_lost() {
+    script_pid='' script_started=''
+    if [ "$supervisor_boot" = "$boot" ]; then
+        { read -r script_pid script_started <script; } 2>/dev/null
+        end_tree "$script_pid" "$script_started"
+    fi
+    rm -rf in.*
+    measure_run
+    record_exit "125.lost.$elapsed.0"
+}
+
+signal_run() {
+    cd "$run" 2>/dev/null || fail 66 "no run $id"
+    [ ! -h exit ] || exit 0
+    is_elsewhere && fail 66 "the run is on host $owner_host, not here"
+    { printf '' >"stop.$1"; } 2>/dev/null || fail 73 "no room in $root"
+    read_claim
+    until [ -h exit ]; do
+        [ -h go ] || fail 66 "no run $id"
+        if supervisor_lives; then
+            kill -s CONT "$supervisor" 2>/dev/null
+            kill -s URG "$supervisor" 2>/dev/null
+        elif is_lost; then
+            declare_lost
+        fi
+        nap
+    done
+}
+
+forget_all() {
+    for id in "$@"; do check_id "$id" || fail 64 'bad argument'; done
+    refused=''
+    for id in "$@"; do
+        if ! find_run; then
+            is_forgotten || bury_unknown
+        elif is_over; then
+            bury
+        else
+            refused="$refused $id"
+        fi
+    done
+    [ -z "$refused" ] || fail 66 "still running:$refused"
+}
+
+is_over() {
+    [ ! -h "$run/exit" ] || return 0
+    read_claim
+    is_lost || return 1
+    (cd "$run" && declare_lost)
+}
+
+# The tombstone first: a start that looks for one after its claim then cannot miss it.
+bury() {
+    { [ -d "$root/forgotten" ] || mkdir "$root/forgotten"; } 2>/dev/null
+    { printf '' >"$root/forgotten/$id"; } 2>/dev/null || fail 73 "no room in $root"
+    # Away as a whole: a run without its exit record would look lost.
+    mv "$run" "$root/runs/.gone.$$.$id" 2>/dev/null
+    rm -rf "$root/runs/.gone.$$.$id"
+}
+
+bury_unknown() {
+    for root in $roots; do
+        is_ours "$root" || continue
+        run=$root/runs/$id
+        (bury) 2>/dev/null && return
+    done
+    fail 73 'no directory can be written'
+}
+
+list_all() {
+    now=$(date +%s)
+    for root in $roots; do
+        is_ours "$root" || continue
+        for run in "$root"/runs/*; do
+            [ -h "$run/go" ] || continue
+            id=${run##*/}
+            cd "$run" 2>/dev/null || continue
+            state=running
+            if [ -h exit ]; then
+                state=ended
+            else
+                read_claim
+                is_lost && state=lost
+            fi
+            measure_spool
+            started_at=$now
+            { read -r started_at <epoch; } 2>/dev/null
+            age=$((now - ${started_at:-now}))
+            [ "$age" -ge 0 ] || age=0
+            printf '%s %s %s %s %s\n' "$id" "$state" "$age" "$out_size" "$err_size"
+        done
+    done
+}
+
+sweep_daily() {
+    day=''
+    { read -r day <epoch; } 2>/dev/null
+    case $day in '' | *[!0-9]*) return ;; esac
+    # Per artifact, as this also marks it as in use.
+    stamp=$root/swept.$artifact.$((day / 86400))
+    [ ! -e "$stamp" ] || return 0
+    { printf '' >"$stamp"; } 2>/dev/null || return 0
+    touch "$0"
+    cd "$root/runs" || return
+    bury_old
+    drop_unclaimed
+    cd "$root" || return
+    [ ! -d forgotten ] || find forgotten -type f -mtime +30 -exec rm -f {} +
+    find . -path './*/*' -prune -o \( -name 'swept.*' -o -name '.new.*' \) -type f -mtime +1 -exec rm -f {} +
+    drop_artifacts
+}
+
+bury_old() {
+    # Depth 2 only: below it are the scripts' own files.
+    for path in $(find . -path './*/*/*' -prune -o -path './*/exit' -type l -mtime +7 -print); do
+        take_path && ! is_elsewhere && bury
+    done
+    for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
+        take_path && [ ! -h "$run/exit" ] && is_over
+    done
+}
+
+take_path() {
+    id=${path#./}
+    id=${id%/*} run=$root/runs/${id%/*}
+    is_name "$id"
+}
+
+drop_unclaimed() {
+    for path in $(find . -path './*/*/*' -prune -o -path './*/in.*' -type d -mtime +1 -print); do
+        take_path && [ ! -h "$run/go" ] && rm -rf "$run"
+    done
+    rm -rf .gone.*
+}
+
+drop_artifacts() {
+    used=' '
+    for path in runs/*/artifact; do
+        { read -r starter <"$path"; } 2>/dev/null && used="$used$starter "
+    done
+    for path in $(find . -path './*/*' -prune -o -name 'runner-*' -type f -mtime +30 -print); do
+        case $used in *" ${path##*-} "*) ;; *) rm -f "$path" ;; esac
+    done
+}
+
+main "$@"
+exit
