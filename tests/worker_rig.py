@@ -65,11 +65,12 @@ class WorkerRig:
         input_data: object = None,
         directory: str = "",
         timeout_seconds: int = 60,
+        at: int | None = None,
     ) -> str:
         script = Script(
             kind, content, directory, dict(environment or {}), input_data or {}, timeout_seconds
         )
-        return self.queue.store.submit_script("test", script, names, now_ms())
+        return self.queue.store.submit_script("test", script, names, now_ms(), scheduled_for=at)
 
     async def finished(self, job_id: str) -> JobReport:
         """The job once the worker has reported it."""

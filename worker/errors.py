@@ -88,6 +88,10 @@ class DeployError(SshError):
     """The runner could not be put on the server."""
 
 
+class RunForgottenError(SshError):
+    """The run was reported and forgotten before; it is not started a second time."""
+
+
 class RunRefusedError(SshError):
     """The runner was there and refused what was asked of it."""
 

@@ -12,6 +12,7 @@ import trio
 
 from tests.conftest import Account
 from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker
+from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, free_port, open_sshd
 from worker.queue_server.model import JobReport
 
@@ -241,6 +242,25 @@ async def test_a_run_whose_spool_is_deleted_is_lost_with_the_output_received(
 
     assert outcomes(report) == {names[0]: ("lost", 125)}
     assert report.executions[0].output == "begun\n"
+
+
+async def test_a_run_that_was_forgotten_is_not_started_again(sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "starts"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        await rig.run("true", names)
+        with trio.fail_after(20):
+            job_id = rig.submit(f"echo x >>{mark}", names, at=now_ms() + 500)
+            server_id = rig.queue.store.report(job_id).job.payload["target"]["serverId"]
+            forgotten = sshd.server.home / ".cache" / "cronium" / "forgotten"
+            forgotten.mkdir(exist_ok=True)
+            (forgotten / f"exec_{job_id}_{server_id}_0").touch()
+
+            report = await rig.finished(job_id)
+
+    assert outcomes(report) == {names[0]: ("lost", 125)}
+    assert "forgotten" in told(report, names[0])
+    assert not mark.exists()
 
 
 async def test_a_connection_that_is_cut_costs_not_one_byte(sshd: Sshd, tmp_path: Path) -> None:

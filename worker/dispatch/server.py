@@ -16,6 +16,7 @@ from worker.errors import (
     ConnectionLostError,
     DeployError,
     ProtocolError,
+    RunForgottenError,
     RunnerMissingError,
     RunRefusedError,
     SshError,
@@ -172,6 +173,8 @@ class ServerExecution:
             return await self._start()
         except (DeployError, RunnerMissingError, RunRefusedError) as error:
             return self._result(Outcome.NOT_DEPLOYED, str(error))
+        except RunForgottenError as error:
+            return self._result(Outcome.LOST, str(error))
         except (SshError, ProtocolError) as error:
             return self._result(Outcome.UNREACHABLE, str(error))
 
@@ -251,7 +254,8 @@ class ServerExecution:
                 case Started() as started:
                     return started
                 case Ended(reason=reason):
-                    raise RunRefusedError(None, f"the run is {reason}")
+                    # A tombstone is the one thing that comes before the run's first word.
+                    raise RunForgottenError(f"the run is {reason}: it was reported before")
 
     async def _execute(self, attachment: runner.Attachment, started: Started) -> ServerResult:
         structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
