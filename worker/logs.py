@@ -3,7 +3,7 @@
 import logging
 import sys
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -57,18 +57,26 @@ def _timestamp(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN4
 
 def _render_json(_logger: Any, _method: str, event: Event) -> bytes:  # noqa: ANN401  structlog's own signature
     ordered = {name: event.pop(name) for name in ("timestamp", "level", "event")} | dict(event)
-    line = msgspec.json.encode(ordered, enc_hook=str)
+    line = _encoded(ordered)
     if len(line) <= MAX_LINE_BYTES:
         return line
     shortened = {
         name: value[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
         for name, value in ordered.items()
     }
-    line = msgspec.json.encode(shortened | {"truncated": True}, enc_hook=str)
+    line = _encoded(shortened | {"truncated": True})
     if len(line) <= MAX_LINE_BYTES:
         return line
-    bare = {name: ordered[name] for name in ("timestamp", "level", "event")}
-    return msgspec.json.encode(bare | {"truncated": True})
+    bare = {name: shortened[name] for name in ("timestamp", "level", "event")}
+    return _encoded(bare | {"truncated": True})
+
+
+def _encoded(fields: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(fields, enc_hook=str)
+    except UnicodeEncodeError:  # half a surrogate pair, as in the name of a file
+        texts = {name: str(value).encode(errors="replace") for name, value in fields.items()}
+        return msgspec.json.encode({name: text.decode() for name, text in texts.items()})
 
 
 class _Console:
@@ -78,7 +86,7 @@ class _Console:
     def __call__(self, _logger: Any, _method: str, event: Event) -> bytes:  # noqa: ANN401  structlog's own signature
         time = event["timestamp"][11:23]
         server = event.get("server")
-        prefix = self._paint(f"[{server}] ", _colour_of(server)) if server else ""
+        prefix = self._paint(f"[{printable(server)}] ", _colour_of(server)) if server else ""
         if event["event"] == "script_output":
             return f"{time} {prefix}{printable(event['text'])}".encode(errors="replace")
         level = event["level"]
@@ -87,7 +95,7 @@ class _Console:
             for name, value in event.items()
             if name not in _HIDDEN and value is not None
         )
-        name = self._paint(f"{level:<7} {event['event']}", _LEVEL_COLOURS.get(level, 1))
+        name = self._paint(f"{level:<7} {printable(event['event'])}", _LEVEL_COLOURS.get(level, 1))
         return f"{time} {prefix}{name} {fields}".rstrip().encode(errors="replace")
 
     def _paint(self, text: str, colour: int) -> str:

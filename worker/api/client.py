@@ -52,7 +52,7 @@ class QueueClient:
     async def claim(self, count: int) -> Claim:
         response = await self._call(
             "GET",
-            f"jobs/queue?batchSize={count}",
+            f"jobs/queue?batchSize={count}&jobTypes=SCRIPT",
             headers={"Prefer": f"wait={WAIT_SECONDS}"},
             seconds=CALL_SECONDS + WAIT_SECONDS,
         )
@@ -165,7 +165,7 @@ def _segment(name: str) -> str:
 def _message(response: httpx.Response) -> str:
     try:
         message = _error.decode(response.content).error
-    except msgspec.DecodeError:
+    except wire.UNDECODABLE:
         message = ""
     return (message or response.reason_phrase)[:300]
 
@@ -173,5 +173,5 @@ def _message(response: httpx.Response) -> str:
 def _decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:
     try:
         return decoder.decode(response.content)
-    except msgspec.DecodeError as error:
+    except wire.UNDECODABLE as error:
         raise ProtocolError(f"{response.request.url.path}: {error}") from error

@@ -8,9 +8,12 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from worker.errors import ProtocolError
 
 # Ids that come from outside become parts of paths and of execution ids.
-ID_PATTERN = r"^[A-Za-z0-9._-]+$"
+# A name of dots alone would be a step in a path.
+ID_PATTERN = r"^(?!\.+\Z)[A-Za-z0-9._-]+\Z"
 Id = Annotated[str, Meta(min_length=1, max_length=200, pattern=ID_PATTERN)]
-Number = Annotated[int, Meta(ge=0)]
+# Nine digits at most: what an execution id has room for.
+Attempts = Annotated[int, Meta(ge=0, le=999_999_999)]
+MAX_TIMEOUT = 2**63 - 1
 
 
 class Body(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -56,7 +59,11 @@ class ExecutionBody(Body, frozen=True, kw_only=True):
 
     environment: dict[str, str] = {}
     environment_sealed: bool | None = None
-    timeout: Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)] | None = None
+    timeout: (
+        Annotated[int, Meta(gt=0, le=MAX_TIMEOUT)]
+        | Annotated[float, Meta(gt=0, le=MAX_TIMEOUT)]
+        | None
+    ) = None
     input_data: Raw = Raw(b"{}")
     variables: dict[str, Any] = {}
     target: TargetBody
@@ -86,7 +93,7 @@ class JobBody(Body, frozen=True, kw_only=True):
     priority: int = 0
     created_at: str = ""
     scheduled_for: str = ""
-    attempts: Number = 0
+    attempts: Attempts = 0
     execution: ExecutionBody
     metadata: MetadataBody = MetadataBody()
 
@@ -99,10 +106,9 @@ class ClaimBody(Body, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class JobKeyBody(Body, frozen=True, kw_only=True):
-    """As much of a job as is needed to fail or to hand back one that is not for us."""
+    """As much of a job as is needed to fail one that cannot be decoded."""
 
     id: Id
-    type: str = ""
 
 
 class AcknowledgeBody(Body, frozen=True, kw_only=True):
@@ -221,6 +227,9 @@ class BadJob(Struct, frozen=True):
     fault: str
 
 
+# msgspec lets two pass as they are: text that is not UTF-8, and nesting too deep to follow.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _claim = msgspec.json.Decoder(ClaimBody)
 _job = msgspec.json.Decoder(JobBody)
 _job_key = msgspec.json.Decoder(JobKeyBody)
@@ -234,7 +243,7 @@ def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
     """
     try:
         claim = _claim.decode(body)
-    except msgspec.DecodeError as error:  # ValidationError is one
+    except UNDECODABLE as error:
         raise ProtocolError(f"claim: {error}") from error
     return tuple(_decode_job(raw) for raw in claim.jobs)
 
@@ -242,11 +251,11 @@ def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
 def _decode_job(raw: Raw) -> JobBody | BadJob:
     try:
         return _job.decode(raw)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         fault = f"job: {error}"
     try:
         return BadJob(_job_key.decode(raw).id, fault)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return BadJob(None, fault)
 
 

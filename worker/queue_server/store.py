@@ -380,7 +380,7 @@ class Store:
         claimed = claimed_job(
             job, _load_event(tx, job.event_id), servers, target, self._keyring.environment_value
         )
-        if not self._keyring.shared:
+        if not self._keyring.shared and claimed["execution"]["environment"]:
             # A plain value can look like a sealed one; the app, which seals all, does not say.
             claimed["execution"]["environmentSealed"] = False
         return claimed

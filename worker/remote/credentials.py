@@ -52,12 +52,16 @@ def _private_key(
         text = _plain_key_text(text, sealing_key)
     try:
         return asyncssh.import_private_key(text + "\n", passphrase.reveal() if passphrase else None)
-    except asyncssh.KeyEncryptionError as error:
-        raise AuthenticationError("the private key's passphrase is wrong") from error
-    except asyncssh.KeyImportError as error:
-        if "assphrase" in str(error):
-            raise AuthenticationError("the private key needs a passphrase") from error
-        raise AuthenticationError("the private key is damaged or of an unknown form") from error
+    except ValueError as error:  # asyncssh's errors are such, and cryptography's of odd numbers
+        raise AuthenticationError(_key_fault(error)) from error
+
+
+def _key_fault(error: ValueError) -> str:
+    if "Passphrase must be specified" in str(error):
+        return "the private key needs a passphrase"
+    if isinstance(error, asyncssh.KeyEncryptionError) or "Unable to decrypt" in str(error):
+        return "the private key's passphrase is wrong"
+    return "the private key is damaged or of an unknown form"
 
 
 def _plain_key_text(text: str, sealing_key: SealingKey | None) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -41,7 +42,10 @@ def open_state(directory: Path) -> Iterator[Database]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        database = Database(directory / DATABASE, MIGRATIONS)
+        try:
+            database = Database(directory / DATABASE, MIGRATIONS)
+        except sqlite3.Error as error:
+            raise StateError(f"CRONIUM_STATE_DIR {directory}: {DATABASE}: {error}") from error
         try:
             yield database
         finally:

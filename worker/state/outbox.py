@@ -82,13 +82,16 @@ class Outbox:
             for entry_id, job_id, kind, subject, body, attempts in rows
         ]
 
-    def next_due_at(self) -> int | None:
+    def next_due_at(self, *, after: int) -> int | None:
+        """When the next job's first entry is due, of those that are not due by `after`."""
         with self._database.transaction() as tx:
             (due_at,) = tx.execute(
                 """
                 SELECT min(due_at) FROM outbox
                 WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
-                """
+                  AND due_at > ?
+                """,
+                (after,),
             ).fetchone()
         return None if due_at is None else int(due_at)
 

@@ -1,0 +1,297 @@
+"""One job from its claim to its result in the outbox; its servers never answer, or cannot."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
+from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
+from worker.dispatch.server import Remote
+from worker.jobs import Jobs
+from worker.remote.connection import Connection
+from worker.remote.connector import Connector
+from worker.remote.deployments import Deployments
+from worker.settings import load
+
+SETTINGS = load(
+    {
+        "CRONIUM_API_ENDPOINT": "http://queue.example.com",
+        "CRONIUM_API_TOKEN": "t0ken",
+        "CRONIUM_SETUP_TIMEOUT": "300s",
+    }
+)
+
+
+class BlackHole:
+    """A network in which no server answers; counts the connections that are wanted."""
+
+    def __init__(self) -> None:
+        self.is_crowded = False
+        self.open = 0
+
+    @asynccontextmanager
+    async def connection(self, *_args: object) -> AsyncIterator[Connection]:
+        self.open += 1
+        try:
+            await trio.sleep(10**9)
+            yield cast("Connection", None)
+        finally:
+            self.open -= 1
+
+
+class Slots:
+    def __init__(self) -> None:
+        self.freed = 0
+
+    def free(self) -> None:
+        self.freed += 1
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with relay_rig() as rig:
+        yield rig
+
+
+@pytest.fixture
+def network() -> BlackHole:
+    return BlackHole()
+
+
+@pytest.fixture
+def jobs(rig: Rig, network: BlackHole) -> Jobs:
+    remote = Remote(SETTINGS, cast("Connector", network), cast("Deployments", None))
+    return Jobs(rig.queue.client, rig.relay, remote)
+
+
+def a_server(number: int, *, password: str | None = "pass") -> msgspec.Raw:  # noqa: S107
+    details = {
+        "id": str(number),
+        "name": f"web-{number}",
+        "host": "192.0.2.1",
+        "username": "deploy",
+        "password": password,
+    }
+    return msgspec.Raw(msgspec.json.encode(details))
+
+
+def a_job(*servers: msgspec.Raw, script: str = "BASH") -> JobBody:
+    return JobBody(
+        id="job_1",
+        type="ssh",
+        execution=ExecutionBody(
+            target=TargetBody(), script=ScriptBody(type=script, content="true")
+        ),
+        metadata=MetadataBody(servers=servers),
+    )
+
+
+async def ran(rig: Rig, jobs: Jobs, job: JobBody) -> Slots:
+    """Run `job` and have the relay deliver all of it."""
+    slots = Slots()
+    assert jobs.admit(job.id, slots.free)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await jobs.run(job)
+        await rig.relay.wait_empty()
+        nursery.cancel_scope.cancel()
+    assert jobs.ids == ()
+    return slots
+
+
+async def test_a_silent_server_costs_its_setup_limit_and_no_more(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    began = trio.current_time()
+
+    slots = await ran(rig, jobs, a_job(a_server(1), a_server(2), a_server(3)))
+
+    assert trio.current_time() - began == pytest.approx(300, abs=1)
+    assert rig.queue.completions == [("job_1", "failed")]
+    outcomes = [each["outcome"] for each in rig.queue.results["job_1"]["metrics"]["servers"]]
+    assert outcomes == ["unreachable"] * 3
+    assert rig.queue.results["job_1"]["exitCode"] == 3 * 255
+    assert rig.queue.rows == {f"exec_job_1_{n}_0": ["queued", "FAILED"] for n in (1, 2, 3)}
+    assert (slots.freed, network.open) == (1, 0)
+
+
+async def test_what_is_said_of_a_passed_limit_is_not_the_apps_word_for_it(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    stderr = rig.queue.results["job_1"]["output"]["stderr"]
+    assert "over its limit of 300 s" in stderr
+    assert "timeout" not in stderr.lower()
+    assert "timed out" not in stderr.lower()
+
+
+async def test_a_server_that_cannot_be_used_is_counted_and_costs_no_time(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    began = trio.current_time()
+
+    await ran(rig, jobs, a_job(a_server(1, password=None)))
+
+    assert trio.current_time() - began < 1
+    assert rig.queue.completions == [("job_1", "failed")]
+    assert "neither a private key nor a password" in rig.queue.results["job_1"]["output"]["stderr"]
+
+
+async def test_a_cancelled_job_ends_at_once_and_is_completed_as_cancelled(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    began = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, a_job(a_server(1), a_server(2)))
+        await trio.sleep(10)
+        jobs.cancel("job_1")
+        jobs.cancel("job_1")
+        jobs.cancel("another")
+
+    assert trio.current_time() - began < 20
+    assert rig.queue.completions == [("job_1", "cancelled")]
+    assert rig.queue.results["job_1"]["exitCode"] == 2 * 130
+    assert network.open == 0
+
+
+async def test_a_job_that_was_cancelled_before_its_start_is_never_revived(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    assert rig.queue.said("status") == []
+    assert rig.queue.completions == [("job_1", "cancelled")]
+
+
+@pytest.mark.parametrize("status", ["another's", "completed", "failed", "timeout"])
+async def test_a_job_that_is_not_ours_is_not_started_and_nothing_is_said_of_it(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, status: str
+) -> None:
+    rig.queue.statuses["job_1"] = status
+
+    slots = await ran(rig, jobs, a_job(a_server(1)))
+
+    assert rig.queue.said() == [("read", "job_1")]
+    assert slots.freed == 1
+
+
+async def test_a_job_is_said_to_run_before_anything_else_is_said_of_it(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    assert rig.queue.said()[:3] == [
+        ("read", "job_1"),
+        ("status", "job_1"),
+        ("create", "exec_job_1_1_0"),
+    ]
+
+
+@pytest.mark.parametrize("fault", [NO_ANSWER, Slow(3600)])
+async def test_an_api_that_stopped_answering_does_not_hold_a_job_up(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, fault: Exception | Slow
+) -> None:
+    rig.queue.fault("read", "job_1", fault)
+    began = trio.current_time()
+
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    assert trio.current_time() - began < 300 + 15
+    assert rig.queue.said("status") == []  # it is never sent late
+    assert rig.queue.completions == [("job_1", "failed")]
+
+
+async def test_a_job_whose_start_is_refused_is_not_ours(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.fault("status", "job_1", refused(403))
+
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    assert rig.queue.said("create", "complete", "fail") == []
+
+
+async def test_a_job_that_cannot_be_run_is_failed_with_the_field_named(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    slots = await ran(rig, jobs, a_job(a_server(1), script="PERL"))
+
+    assert rig.queue.said("create", "complete", "fail") == [("fail", "job_1")]
+    assert "execution.script.type" in rig.queue.results["job_1"]["error"]
+    assert slots.freed == 1
+
+
+async def test_a_fault_of_ours_fails_its_job_and_leaves_the_worker(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.fault("read", "job_1", ZeroDivisionError())
+    slots = Slots()
+    jobs.admit("job_1", slots.free)
+
+    await jobs.run(a_job(a_server(1)))
+
+    assert [queued.entry.kind for queued in rig.outbox.heads(limit=9, now=10**15)] == ["fail"]
+    assert slots.freed == 1
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+async def test_a_job_that_the_drain_cuts_short_is_handed_over(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole, servers: int
+) -> None:
+    slots = Slots()
+    jobs.admit("job_1", slots.free)
+
+    async with trio.open_nursery() as support:
+        support.start_soon(rig.relay.run)
+        with trio.move_on_after(25):
+            await jobs.run(a_job(*map(a_server, range(1, servers + 1))))
+        await rig.relay.wait_empty()
+        support.cancel_scope.cancel()
+
+    assert rig.queue.said("release", "complete", "fail") == [("release", "job_1")]
+    assert rig.queue.statuses["job_1"] == "queued"
+    assert (slots.freed, jobs.ids, network.open) == (1, (), 0)
+
+
+async def test_a_job_whose_end_is_in_the_outbox_is_not_handed_over(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    slots = Slots()
+    jobs.admit("job_1", slots.free)
+
+    with trio.move_on_after(10):  # nobody delivers, so the job waits with its cleanup
+        await jobs.run(a_job(a_server(1, password=None)))
+
+    said = []
+    while heads := rig.outbox.heads(limit=1, now=10**15):
+        said.append(heads[0].entry.kind)
+        rig.outbox.delivered(heads[0].id)
+    assert said == ["create", "update", "complete"]
+    assert slots.freed == 1
+
+
+async def test_a_slot_is_free_once_the_result_is_in_the_outbox(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    slots = Slots()
+    jobs.admit("job_1", slots.free)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.run, a_job(a_server(1, password=None)))
+        await trio.sleep(1)
+
+        assert slots.freed == 1
+        assert jobs.ids == ("job_1",)  # heartbeats name it until the API has its end
+        assert not jobs.admit("job_1", slots.free)
+        nursery.cancel_scope.cancel()
+
+    assert slots.freed == 1

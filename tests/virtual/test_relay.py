@@ -1,0 +1,367 @@
+"""From the outbox to the API."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
+from worker.errors import ProtocolError, QueueUnavailableError
+from worker.relay import MOST_PAUSE_SECONDS, pause_seconds
+from worker.state.outbox import Entry, Kind
+
+UNAUTHORIZED = QueueUnavailableError("the queue API answered 401", 401)
+NONSENSE = ProtocolError("the queue API's answer: not gzip")
+ROWS = ("create", "update")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with relay_rig() as rig:
+        yield rig
+
+
+def create(execution: str, *, job: str = "job_1", server: str = "1") -> Entry:
+    return Entry(job, Kind.CREATE, execution, told(jobId=job, serverId=server))
+
+
+def running(execution: str, *, job: str = "job_1") -> Entry:
+    return Entry(job, Kind.RUNNING, execution, told(status="running"))
+
+
+def update(execution: str, *, job: str = "job_1") -> Entry:
+    return Entry(job, Kind.UPDATE, execution, told(status="COMPLETED"))
+
+
+def complete(job: str = "job_1", status: str = "completed") -> Entry:
+    output = {"stdout": "all there is\n", "stderr": ""}
+    return Entry(job, Kind.COMPLETE, job, told(status=status, exitCode=0, output=output))
+
+
+def fail(job: str = "job_1") -> Entry:
+    return Entry(job, Kind.FAIL, job, told(error="bad"))
+
+
+def release(job: str = "job_1") -> Entry:
+    return Entry(job, Kind.RELEASE, job, told(message="not ours"))
+
+
+def told(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+async def delivered(rig: Rig, *entries: Entry, within: float = 3600) -> None:
+    """Put `entries`, and let the relay run until nothing is left to say."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(*entries)
+        with trio.fail_after(within):
+            await rig.relay.wait_empty()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_is_told_of_in_order(autojump_clock: MockClock, rig: Rig) -> None:
+    await delivered(
+        rig, create("e1"), create("e2"), running("e1"), update("e2"), update("e1"), complete()
+    )
+
+    assert rig.queue.said("create", "update", "complete") == [
+        ("create", "e1"),
+        ("create", "e2"),
+        ("update", "e2"),
+        ("update", "e1"),
+        ("complete", "job_1"),
+    ]
+    assert rig.queue.rows == {"e1": ["queued", "COMPLETED"], "e2": ["queued", "COMPLETED"]}
+
+
+async def test_a_job_is_read_before_its_end_is_told(autojump_clock: MockClock, rig: Rig) -> None:
+    await delivered(rig, create("e1"), complete(), create("e2", job="job_2"), release("job_2"))
+
+    for job_id, method in (("job_1", "complete"), ("job_2", "release")):
+        assert in_order([("read", job_id), (method, job_id)], rig.queue.said())
+
+
+@pytest.mark.parametrize("fault", [NO_ANSWER, BUSY, UNAUTHORIZED, NONSENSE])
+@pytest.mark.parametrize("at", ["create", "update", "complete"])
+async def test_what_fails_for_a_passing_reason_is_tried_until_it_succeeds(
+    autojump_clock: MockClock, rig: Rig, at: str, fault: Exception
+) -> None:
+    rig.queue.fault(at, "job_1" if at == "complete" else "e1", *[fault] * 20)
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.rows == {"e1": ["queued", "COMPLETED"]}
+    assert rig.queue.completions == [("job_1", "completed")]
+    assert rig.parked() == []
+
+
+async def test_entries_keep_their_order_over_failures(autojump_clock: MockClock, rig: Rig) -> None:
+    rig.queue.fault("create", "e1", NO_ANSWER, NO_ANSWER)
+    rig.queue.fault("update", "e1", NO_ANSWER)
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.said(*ROWS, "complete") == [
+        *[("create", "e1")] * 3,
+        *[("update", "e1")] * 2,
+        ("complete", "job_1"),
+    ]
+
+
+async def test_pauses_grow_and_have_a_bound(autojump_clock: MockClock, rig: Rig) -> None:
+    rig.queue.fault("create", "e1", *[NO_ANSWER] * 30)
+
+    await delivered(rig, create("e1"))
+
+    times = rig.queue.times("create", "e1")
+    pauses = [late - early for early, late in pairwise(times)]
+    assert pauses[0] <= 0.51
+    assert all(pause <= MOST_PAUSE_SECONDS + 0.01 for pause in pauses)
+    assert max(pauses[15:]) > 5
+
+
+def test_a_pause_is_full_jitter_within_a_minute() -> None:
+    for attempts in (*range(10), 10**6):
+        pauses = [pause_seconds(attempts) for _ in range(50)]
+        assert min(pauses) >= 0
+        assert max(pauses) <= min(0.5 * 2 ** min(attempts, 16), 60)
+        assert len(set(pauses)) > 1
+
+
+async def test_a_complete_whose_answer_was_lost_is_not_sent_twice(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", Lost())
+
+    await delivered(rig, complete())
+
+    assert rig.queue.completions == [("job_1", "completed")]
+    assert rig.queue.said() == [("read", "job_1"), ("complete", "job_1"), ("read", "job_1")]
+
+
+async def test_a_cancelled_complete_whose_answer_was_lost_is_not_sent_twice(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+    rig.queue.fault("complete", "job_1", Lost())
+
+    await delivered(rig, complete())
+
+    assert rig.queue.completions == [("job_1", "cancelled")]
+
+
+async def test_a_job_cancelled_meanwhile_is_completed_as_cancelled_with_its_output(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.completions == [("job_1", "cancelled")]
+    assert rig.queue.results["job_1"]["output"]["stdout"] == "all there is\n"
+
+
+@pytest.mark.parametrize("entry", [release(), fail()])
+async def test_a_cancelled_job_is_neither_queued_again_nor_failed(
+    autojump_clock: MockClock, rig: Rig, entry: Entry
+) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+
+    await delivered(rig, entry)
+
+    assert rig.queue.statuses["job_1"] == "cancelled"
+    assert rig.queue.said() == [("read", "job_1")]
+
+
+@pytest.mark.parametrize("status", ["another's", "completed", "failed", "timeout"])
+@pytest.mark.parametrize("entry", [complete(), release(), fail()])
+async def test_the_end_of_a_job_that_is_not_ours_any_more_is_dropped(
+    autojump_clock: MockClock, rig: Rig, entry: Entry, status: str
+) -> None:
+    rig.queue.statuses["job_1"] = status
+
+    await delivered(rig, entry)
+
+    assert rig.queue.said() == [("read", "job_1")]
+    assert rig.queue.statuses["job_1"] == status
+    assert rig.parked() == []
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+@pytest.mark.parametrize("at", ["create", "update"])
+async def test_a_row_that_is_refused_is_parked_and_holds_nothing_back(
+    autojump_clock: MockClock, rig: Rig, at: str, status: int
+) -> None:
+    rig.queue.fault(at, "e1", *[refused(status)] * 9)
+
+    await delivered(
+        rig, create("e1"), create("e2", server="2"), update("e1"), update("e2"), complete()
+    )
+
+    assert ("job_1", "e1") in rig.parked()
+    assert rig.queue.rows["e2"] == ["queued", "COMPLETED"]
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+async def test_a_complete_that_is_refused_is_parked_and_other_jobs_go_on(
+    autojump_clock: MockClock, rig: Rig, status: int
+) -> None:
+    rig.queue.fault("complete", "job_1", refused(status))
+
+    await delivered(rig, complete(), complete("job_2"))
+
+    assert rig.parked() == [("job_1", "job_1")]
+    assert rig.queue.completions == [("job_2", "completed")]
+
+
+async def test_a_row_that_is_there_already_counts_as_made(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("create", "e1", Lost())
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.said("create") == [("create", "e1")] * 2
+    assert rig.queue.rows == {"e1": ["queued", "COMPLETED"]}
+
+
+async def test_a_row_of_a_server_that_the_app_has_not_is_made_without_it(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    await delivered(rig, create("e1", server="999999"), update("e1"), complete())
+
+    assert rig.queue.said(*ROWS) == [
+        ("create", "e1"),
+        ("update", "e1"),
+        ("create", "e1"),
+        ("update", "e1"),
+    ]
+    assert "serverId" not in rig.queue.calls[2].body
+    assert rig.queue.rows == {"e1": ["queued", "COMPLETED"]}
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+@pytest.mark.parametrize("fault", [NONSENSE, NO_ANSWER, BUSY, FAULT, refused(400)])
+async def test_a_fault_while_the_row_is_made_anew_stops_nothing(
+    autojump_clock: MockClock, rig: Rig, fault: Exception
+) -> None:
+    rig.queue.fault("create", "e1", FAULT, fault)
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_a_row_that_the_api_fails_over_again_is_given_up_and_complete_goes_out(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("update", "e1", *[FAULT] * 100)
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert len(rig.queue.times("update", "e1")) == 4
+    assert rig.parked() == [("job_1", "e1")]
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_an_outage_of_an_hour_loses_no_row(autojump_clock: MockClock, rig: Rig) -> None:
+    began = trio.current_time()
+    faults: list[Fault] = [BUSY, NO_ANSWER] * 200
+    rig.queue.fault("create", "e1", *faults)
+
+    await delivered(rig, create("e1"), update("e1"), complete(), within=86400)
+
+    assert trio.current_time() - began > 3600
+    assert rig.queue.rows == {"e1": ["queued", "COMPLETED"]}
+    assert rig.parked() == []
+
+
+async def test_jobs_do_not_wait_for_one_another(autojump_clock: MockClock, rig: Rig) -> None:
+    rig.queue.fault("complete", "job_1", Slow(1000))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(complete("job_1"), complete("job_2"))
+        with trio.fail_after(1):
+            await rig.relay.wait_said("job_2")
+        nursery.cancel_scope.cancel()
+
+    assert rig.queue.completions == [("job_2", "completed")]
+
+
+async def test_a_retry_does_not_wait_for_a_slow_delivery_of_another_job(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", Slow(1000))
+    rig.queue.fault("complete", "job_2", NO_ANSWER)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(complete("job_1"), complete("job_2"))
+        with trio.fail_after(5):
+            await rig.relay.wait_said("job_2")
+        nursery.cancel_scope.cancel()
+
+    assert rig.queue.completions == [("job_2", "completed")]
+
+
+async def test_entries_of_one_job_never_go_at_once(autojump_clock: MockClock, rig: Rig) -> None:
+    for execution in ("e1", "e2", "e3"):
+        rig.queue.fault("create", execution, Slow(10))
+    began = trio.current_time()
+
+    await delivered(rig, create("e1"), create("e2"), create("e3"), complete())
+
+    starts = [round(call.at - began) for call in rig.queue.calls if call.method == "create"]
+    assert starts == [0, 10, 20]
+
+
+async def test_at_most_8_deliveries_go_at_once(autojump_clock: MockClock, rig: Rig) -> None:
+    jobs = [f"job_{number}" for number in range(20)]
+    for job in jobs:
+        rig.queue.fault("complete", job, Slow(10))
+    began = trio.current_time()
+
+    await delivered(rig, *map(complete, jobs))
+
+    starts = [round(call.at - began) for call in rig.queue.calls if call.method == "complete"]
+    assert starts == [0] * 8 + [10] * 8 + [20] * 4
+
+
+async def test_what_is_put_while_nothing_is_due_goes_out_at_once(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await trio.sleep(1000)
+        began = trio.current_time()
+        await rig.relay.put(complete())
+        await rig.relay.wait_said("job_1")
+        assert trio.current_time() - began < 0.1
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_relay_left_is_delivered_by_the_next(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", Slow(1000))
+    await rig.relay.put(create("e1"), complete())
+    with trio.move_on_after(10):
+        await rig.relay.run()
+    assert await rig.relay.pending_jobs() == ("job_1",)
+
+    await delivered(rig)
+
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_an_idle_relay_asks_nothing(autojump_clock: MockClock, rig: Rig) -> None:
+    with trio.move_on_after(86400):
+        await rig.relay.run()
+
+    assert rig.queue.calls == []
