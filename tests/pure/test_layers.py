@@ -25,7 +25,7 @@ LAYERS = (
     ("remote", "api"),
     ("state",),
     ("logs",),
-    ("settings",),
+    ("log_writer", "settings"),
     ("database", "sealing"),
     ("clock", "errors", "secret"),
     ("__init__",),

@@ -53,8 +53,10 @@ def written(
 ) -> bytes:
     """What one event at `info` puts into the log."""
     stream = io.BytesIO() if stream is None else stream
-    configure(LogSettings(level, log_format, output=True), worker_id="w-1", stream=stream)
+    settings = LogSettings(level, log_format, output=True)
+    writer = configure(settings, worker_id="w-1", stream=stream)
     structlog.get_logger().info(event, **values)
+    writer.close()
     return stream.getvalue()
 
 

@@ -56,10 +56,13 @@ def run() -> None:
     try:
         with open_state(loaded.state_dir) as database:
             name = worker_id(database, loaded.orchestrator_id)
-            logs.configure(loaded.logs, worker_id=name)
+            writer = logs.configure(loaded.logs, worker_id=name)
             for warning in settings.unknown_variables(os.environ):
                 structlog.get_logger().warning("unknown_variable", message=warning)
-            trio.run(partial(serve, loaded, database, name))
+            try:
+                trio.run(partial(serve, loaded, database, name))
+            finally:
+                writer.close()
     except StateLockedError as error:
         click.echo(f"cronium-worker: {error}", err=True)
         sys.exit(EXIT_TRY_AGAIN)

@@ -1,0 +1,64 @@
+"""The worker as a process, when its surroundings fail it."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.worker_process import Site, open_site, wait_for
+from worker.demo.sshd import Sshd
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as site:
+        yield site
+
+
+def test_a_job_that_the_second_signal_cancels_does_not_go_back_to_the_queue(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(DRAIN_TIMEOUT="2s")
+    job_id = site.submit(f"trap '' TERM; touch {mark}; while :; do sleep 1; done", name)
+    wait_for(mark.exists, "the script's start")
+
+    worker.process.send_signal(signal.SIGTERM)
+    worker.wait_for_event("draining")
+    worker.process.send_signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert site.status(job_id) == "cancelled"
+
+
+@pytest.mark.parametrize("stdout", ["a pipe nobody reads", "a full disk"])
+def test_a_log_that_cannot_be_written_does_not_stop_the_worker(
+    stdout: str, site: Site, sshd: Sshd
+) -> None:
+    site.start_queue()
+    name = site.add(sshd.server)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(Path("/dev/full").open("wb"))
+        worker = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "worker", "run"],
+                env=site.environment("state", {}),
+                stdout=full if stdout == "a full disk" else subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        stack.callback(worker.kill)
+        job_id = site.submit("head -c 400000 /dev/zero | tr '\\000' x | fold -w 100", name)
+
+        deadline = time.monotonic() + 10
+        while site.status(job_id) != "completed" and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+        assert site.status(job_id) == "completed"
