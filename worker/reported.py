@@ -5,21 +5,25 @@ import itertools
 import structlog
 import trio
 
+from worker import logs
 from worker.clock import now_ms
 from worker.dispatch.output import Capture, LineCutter
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
-from worker.dispatch.server import Remote, ServerExecution
+from worker.dispatch.server import ServerExecution
 from worker.relay import Relay
+from worker.remote.credentials import Credentials
 from worker.remote.frames import Stream
+from worker.remote.session import Remote
 from worker.report import Captures, running_entry, share_bytes, update_entry
+from worker.settings import Settings
 
 log = structlog.get_logger()
 
 # A run that is over sooner is told of once, by its final row.
 RUNNING_AFTER_SECONDS = 1.0
-# A longer line is logged in pieces: a log line stays under 16 KiB, each character escaped.
-LOGGED_CHARACTERS = 2048
+# Between two looks at everything else: a script may print a million lines a second.
+LINES_AT_ONCE = 500
 
 
 class ReportedExecution:
@@ -31,11 +35,12 @@ class ReportedExecution:
         execution: PlannedExecution,
         remote: Remote,
         relay: Relay,
+        settings: Settings,
         *,
+        credentials: Credentials,
         cancelled: trio.Event,
         order: "itertools.count[int]",
     ) -> None:
-        settings = remote.settings
         self._plan = plan
         self._execution = execution
         self._relay = relay
@@ -49,6 +54,8 @@ class ReportedExecution:
             plan,
             execution,
             remote,
+            settings,
+            credentials=credentials,
             cancelled=cancelled,
             started=self._started.set,
             sink=self._take_output,
@@ -70,7 +77,7 @@ class ReportedExecution:
             # Before the final row, so that the row's `running` never comes after it.
             nursery.cancel_scope.cancel()
         for stream, cutter in self._cutters.items():
-            self._keep(stream, cutter.flush())
+            await self._keep(stream, cutter.flush())
         structlog.contextvars.unbind_contextvars("phase")
         log.info(
             "execution_ended",
@@ -84,6 +91,9 @@ class ReportedExecution:
         await self._relay.put(update_entry(self._plan, result, self._captures))
         self._keep_share()
         return result
+
+    async def yield_connection(self) -> None:
+        await self._inner.yield_connection()
 
     async def clean_up(self) -> None:
         await self._inner.clean_up()
@@ -104,19 +114,15 @@ class ReportedExecution:
             stream: capture.trimmed(share) for stream, capture in self._captures.items()
         }
 
-    def _take_output(self, stream: Stream, data: bytes) -> None:
-        self._keep(stream, self._cutters[stream].feed(data))
+    async def _take_output(self, stream: Stream, data: bytes) -> None:
+        await self._keep(stream, self._cutters[stream].feed(data))
 
-    def _keep(self, stream: Stream, lines: bytes) -> None:
+    async def _keep(self, stream: Stream, lines: bytes) -> None:
         if not lines:
             return
         self._captures[stream].add(next(self._order), lines)
         if self._logs_output:
-            for line in lines.removesuffix(b"\n").split(b"\n"):
-                _log_line(stream, line.decode(errors="replace"))
-
-
-def _log_line(stream: Stream, text: str) -> None:
-    for at in range(0, len(text) or 1, LOGGED_CHARACTERS):
-        more = {"continues": True} if at + LOGGED_CHARACTERS < len(text) else {}
-        log.info("script_output", stream=stream, text=text[at : at + LOGGED_CHARACTERS], **more)
+            texts = lines.removesuffix(b"\n").split(b"\n")
+            for at in range(0, len(texts), LINES_AT_ONCE):
+                logs.log_output(stream, texts[at : at + LINES_AT_ONCE])
+                await trio.lowlevel.checkpoint()

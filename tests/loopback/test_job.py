@@ -205,6 +205,7 @@ async def test_jobs_at_once_on_one_server_deploy_once(sshd: Sshd, tmp_path: Path
         ids = [rig.submit("true", names) for _ in range(5)]
         reports = []
         with trio.fail_after(40):
+            await trio.lowlevel.checkpoint()
             for job_id in ids:
                 reports.append(await rig.finished(job_id))  # noqa: PERF401  a comprehension hides the wait from the linter
 

@@ -101,9 +101,12 @@ def _compare(scenario: str, number: int, recorded: dict[str, Any], answer: httpx
     elif recorded["body"] == "":
         assert answer.content == b"", where
     else:
+        assert answer.content.startswith((b"{", b"[")), where
         body = answer.json()
         if isinstance(body, dict):
-            body.pop("cancelledJobs", None)  # the extension
+            body.pop("cancelledJobs", None)  # the extensions
+            for job in body.get("jobs", ()):
+                job["execution"].pop("environmentSealed", None)
         recorded_body = recorded["body"]
         if isinstance(recorded_body, dict):
             recorded_body = {**recorded_body}

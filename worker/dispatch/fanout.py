@@ -13,6 +13,7 @@ CLOSE_SECONDS = 5.0
 
 class Child(Protocol):
     async def run(self) -> ServerResult: ...
+    async def yield_connection(self) -> None: ...
     async def clean_up(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -36,7 +37,10 @@ async def fan_out(children: Sequence[Child], report: Report) -> None:
             results[index] = await child.run()
             if len(results) == len(children):
                 all_ended.set()
-            await reported.wait()
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(child.yield_connection)
+                await reported.wait()
+                waiting.cancel_scope.cancel()
             if accepted:
                 await child.clean_up()
         finally:

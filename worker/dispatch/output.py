@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 # A longer line is handed on in pieces of this size.
 MAX_LINE_BYTES = 64 * 1024
 
+# Small pieces are joined up to this size.
+MAX_BLOCK_BYTES = 4096
+
 # An order number and the bytes that came then.
 Block = tuple[int, bytes]
 
@@ -46,16 +49,21 @@ class Capture:
         self._head_room = limit - limit // 2
         self._tail: deque[Block] = deque()
         self._tail_bytes = 0
+        self._last_order = -1
         self.left_out = 0
 
     def add(self, order: int, data: bytes) -> None:
+        # What came right after the last block belongs to it, so that many small pieces do not
+        # cost many times their size.
+        follows = order == self._last_order + 1
+        self._last_order = order
         if self._head_room:
             first, data = data[: self._head_room], data[self._head_room :]
-            self._head.append((order, first))
+            _append(self._head, order, first, joined=follows)
             self._head_room -= len(first)
         if not data:
             return
-        self._tail.append((order, data))
+        _append(self._tail, order, data, joined=follows)
         self._tail_bytes += len(data)
         while (excess := self._tail_bytes - self._limit // 2) > 0:
             order, block = self._tail.popleft()
@@ -90,6 +98,14 @@ class Capture:
 
     def content(self) -> bytes:
         return b"".join(block for _, block in self.blocks())
+
+
+def _append(blocks: "list[Block] | deque[Block]", order: int, data: bytes, *, joined: bool) -> None:
+    if joined and blocks and len(blocks[-1][1]) + len(data) <= MAX_BLOCK_BYTES:
+        first_order, block = blocks[-1]
+        blocks[-1] = (first_order, block + data)
+    else:
+        blocks.append((order, data))
 
 
 def _first(blocks: Iterable[Block], count: int) -> Iterable[Block]:

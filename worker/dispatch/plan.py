@@ -32,7 +32,7 @@ _INTERPRETERS = {
 
 NULL = msgspec.Raw(b"null")
 
-_usable_id = re.compile(r"[A-Za-z0-9._-]+\Z")
+_plain_id = re.compile(r"[A-Za-z0-9.-]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ def execution_id(job_id: str, server_id: str, attempts: int) -> str:
     that may not stand in a path.
     """
     plain = f"exec_{job_id}_{server_id}_{attempts}"
-    if len(plain) <= MAX_EXECUTION_ID and _usable_id.match(server_id):
+    # An underscore in it could make two jobs share a name.
+    if len(plain) <= MAX_EXECUTION_ID and _plain_id.match(server_id):
         return plain
     digest = hashlib.sha256(plain.encode()).hexdigest()[:24]
     return f"exec_{job_id[: MAX_EXECUTION_ID - 40]}_{digest}_{attempts}"

@@ -1,8 +1,6 @@
 """One job on one server: its phases, each under its own cancel scope."""
 
-import random
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -22,16 +20,12 @@ from worker.errors import (
     SshError,
     WorkerError,
 )
-from worker.remote import runner
-from worker.remote.connection import Connection
-from worker.remote.connector import Connector
-from worker.remote.credentials import OpenedCredential, open_credential
-from worker.remote.deployments import Deployments, UsableRunner
+from worker.remote.credentials import Credentials
 from worker.remote.frames import Ended, Output, Reason, Started, Stream, Superseded
 from worker.remote.payload import Payload
-from worker.remote.target import Target
+from worker.remote.runner import Attachment, Offsets, RunRequest
+from worker.remote.session import Remote, ServerSession, forget_for_sure
 from worker.settings import Settings
-from worker.state.runner_cache import ServerKey
 
 log = structlog.get_logger()
 
@@ -39,23 +33,16 @@ log = structlog.get_logger()
 END_GRACE_SECONDS = 5
 # How late the runner's word may be; then the connection or the runner is taken for lost.
 LATE_SECONDS = 30
+# However late it is, a run whose output still comes is not lost.
+UNHEARD_SECONDS = 30
+# What is left of a cleanup when the worker is to end.
+HASTE_SECONDS = 5
 # A run that may have started although the setup phase ended without its word.
-STRAY_SECONDS = 10
-RECONNECT_FIRST_SECONDS = 0.2
-RECONNECT_MOST_SECONDS = 10
+STRAY_SECONDS = 20
 # A runner that is deployed and then not there is somebody else's doing; once more, then give up.
 START_ATTEMPTS = 3
 
-OutputSink = Callable[[Stream, bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """What the executions of this worker share."""
-
-    settings: Settings
-    connector: Connector
-    deployments: Deployments
+OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -65,9 +52,6 @@ class _Progress:
     started_at: int = field(default_factory=now_ms)
     began: float = field(default_factory=trio.current_time)
     execution_began: float | None = None
-    doing: str = "waiting for a connection"
-    payload_sent: bool = False
-    runner: str | None = None
     received: dict[Stream, int] = field(default_factory=lambda: dict.fromkeys(Stream, 0))
 
 
@@ -75,7 +59,8 @@ class ServerExecution:
     """One child of the fan-out.
 
     `run` says how the execution ended, `clean_up` forgets the run on the server, `close` gives
-    up the connection; a run that goes on is not touched by that.
+    up the connection; a run that goes on is not touched by that. `started` is called when the
+    script is known to run, `sink` with what it prints.
     """
 
     def __init__(
@@ -83,21 +68,26 @@ class ServerExecution:
         plan: Plan,
         execution: PlannedExecution,
         remote: Remote,
+        settings: Settings,
         *,
+        credentials: Credentials,
         cancelled: trio.Event,
         started: Callable[[], None],
         sink: OutputSink,
     ) -> None:
         self._plan = plan
         self._execution = execution
-        self._remote = remote
+        self._settings = settings
         self._cancelled = cancelled
         self._started = started
         self._sink = sink
         self._progress = _Progress()
-        self._stack = AsyncExitStack()
-        self._connection: Connection | None = None
-        self._runner: UsableRunner | None = None
+        server = execution.server
+        self._session = (
+            ServerSession(remote, server.id, server.target, credentials, job_id=plan.job_id)
+            if server.target is not None
+            else None
+        )
 
     async def run(self) -> ServerResult:
         """Only cancellation leaves this; every failure is an outcome."""
@@ -105,72 +95,81 @@ class ServerExecution:
         structlog.contextvars.bind_contextvars(
             execution_id=self._execution.id, server_id=server.id, server=server.name
         )
+        if self._session is None:
+            await trio.lowlevel.checkpoint()
+            return self._result(Outcome.UNREACHABLE, server.fault)
         try:
-            result = await self._run_phases()
+            return await self._run_phases(self._session)
         except Exception as error:  # a fault of ours in one child is that child's
             log.exception("execution_fault")
-            result = self._result(Outcome.LOST, f"a fault of the worker: {error!r}")
-        if self._remote.connector.is_crowded:
-            await self.close()
-        return result
+            return self._result(Outcome.LOST, f"a fault of the worker: {error!r}")
+
+    async def yield_connection(self) -> None:
+        """Once the execution has ended: give the connection up when another one needs it."""
+        if self._session is not None:
+            await self._session.yield_when_crowded()
 
     async def clean_up(self) -> None:
         """Forget the run, within the limit of that phase; what stays is the janitor's."""
-        if not self._progress.payload_sent:
+        if self._session is None or not self._session.has_sent:
             return
         structlog.contextvars.bind_contextvars(phase=Phase.CLEANUP)
         began = trio.current_time()
-        seconds = self._remote.settings.phases.cleanup_seconds
-        try:
-            with trio.CancelScope(shield=True), trio.fail_after(seconds):
-                connection, usable = await self._reach()
-                await runner.forget(connection, usable.path, [self._execution.id])
-        except WorkerError as error:
-            log.warning("cleanup_failed", error=str(error))
-        except trio.TooSlowError:
-            log.warning("cleanup_failed", error=f"over its limit of {seconds:g} s")
-        else:
+        failure: str | None = "over its limit"
+        async with trio.open_nursery() as nursery:
+            seconds = self._settings.phases.cleanup_seconds
+            with trio.move_on_after(seconds, shield=True) as limit:
+                # Outside the shield on purpose: it tells when the worker is to end.
+                nursery.start_soon(_hasten, limit)  # noqa: ASYNC111  cancelled before the scope ends
+                failure = await forget_for_sure(self._session, self._execution.id)
+            nursery.cancel_scope.cancel()
+        if failure is None:
             log.info("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
+        else:
+            log.warning("cleanup_failed", error=failure)
 
     async def close(self) -> None:
-        stack, self._stack = self._stack, AsyncExitStack()
-        self._connection = None
-        await stack.aclose()
+        if self._session is not None:
+            await self._session.close()
 
-    async def _run_phases(self) -> ServerResult:
-        attachment = await self._set_up()
-        if isinstance(attachment, ServerResult):
-            return attachment
-        return await self._execute(*attachment)
+    async def _run_phases(self, session: ServerSession) -> ServerResult:
+        begun = await self._set_up(session)
+        if not isinstance(begun, ServerResult):
+            return await self._execute(session, *begun)
+        if session.has_sent:
+            await self._end_stray_run(session)
+        return begun
 
-    async def _set_up(self) -> ServerResult | tuple[runner.Attachment, Started]:
+    # Setup
+
+    async def _set_up(self, session: ServerSession) -> ServerResult | tuple[Attachment, Started]:
         structlog.contextvars.bind_contextvars(phase=Phase.SETUP)
-        seconds = self._remote.settings.phases.setup_seconds
-        result = None
+        seconds = self._settings.phases.setup_seconds
+        begun = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up_setup, nursery.cancel_scope)
+            nursery.start_soon(self._give_up_setup, session, nursery.cancel_scope)
+            # Waiting for the worker's own limit is not the server's fault: no setup time passes.
+            await session.take_slot()
+            self._progress.began = trio.current_time()
             with trio.move_on_after(seconds) as limit:
-                result = await self._try_to_start()
+                begun = await self._try_to_start(session)
+            if limit.cancelled_caught:
+                error = f"setup was over its limit of {seconds:g} s while {session.doing}"
+                begun = self._result(Outcome.UNREACHABLE, error)
             nursery.cancel_scope.cancel()
-        if result is not None:
-            return result
-        await self._end_stray_run()
-        if limit.cancelled_caught:
-            error = f"setup was over its limit of {seconds:g} s while {self._progress.doing}"
-            return self._result(Outcome.UNREACHABLE, error)
-        return self._result(Outcome.CANCELLED, "the job was cancelled during setup")
+        return begun or self._result(Outcome.CANCELLED, "the job was cancelled during setup")
 
-    async def _give_up_setup(self, setup: trio.CancelScope) -> None:
+    async def _give_up_setup(self, session: ServerSession, setup: trio.CancelScope) -> None:
         await self._cancelled.wait()
         # From the payload on the run may have started: then it is signalled, not abandoned.
-        if not self._progress.payload_sent:
+        if not session.has_sent:
             setup.cancel()
 
-    async def _try_to_start(self) -> ServerResult | tuple[runner.Attachment, Started]:
-        if self._execution.server.fault is not None:
-            return self._result(Outcome.UNREACHABLE, self._execution.server.fault)
+    async def _try_to_start(
+        self, session: ServerSession
+    ) -> ServerResult | tuple[Attachment, Started]:
         try:
-            return await self._start()
+            return await self._start(session)
         except (DeployError, RunnerMissingError, RunRefusedError) as error:
             return self._result(Outcome.NOT_DEPLOYED, str(error))
         except RunForgottenError as error:
@@ -178,55 +177,30 @@ class ServerExecution:
         except (SshError, ProtocolError) as error:
             return self._result(Outcome.UNREACHABLE, str(error))
 
-    async def _start(self) -> tuple[runner.Attachment, Started]:
+    async def _start(self, session: ServerSession) -> tuple[Attachment, Started]:
         """Connected, runner there, run started or found going; deployed anew where it is missing.
 
         A connection lost before the run's first word says nothing of whether it started: `run`
-        is sent again, which starts nothing twice.
+        is sent again, which starts nothing twice, until the setup limit.
         """
-        attempt = 0
+        attempts = 0
         while True:
-            attempt += 1
             try:
-                return await self._start_once()
-            except (RunnerMissingError, ConnectionLostError) as error:
-                if attempt == START_ATTEMPTS:
-                    raise
+                return await self._start_once(session)
+            except (RunnerMissingError, ConnectError, ConnectionLostError) as error:
                 failure = error
+            if isinstance(failure, RunnerMissingError) or not session.has_sent:
+                attempts += 1
+            refused = isinstance(failure, ConnectError) and not session.has_sent
+            if refused or attempts == START_ATTEMPTS:
+                raise failure
             log.info("start_failed", error=str(failure))
             if isinstance(failure, RunnerMissingError):
-                await self._remote.deployments.missing(self._key)
-                self._runner = None
+                await session.drop_runner()
             else:
-                await self.close()
+                await session.pause()
 
-    async def _start_once(self) -> tuple[runner.Attachment, Started]:
-        connection, usable = await self._reach()
-        attachment = await self._send_run(connection, usable)
-        started = await self._first_word(attachment)
-        if usable.verify_sha256:
-            await self._remote.deployments.verified(self._key)
-        return attachment, started
-
-    async def _reach(self) -> tuple[Connection, UsableRunner]:
-        """The connection, made where there is none, and a runner behind it."""
-        target = self._target
-        if self._connection is None:
-            self._progress.doing = "waiting for a connection"
-            credential = self._open_credential(target)
-            self._progress.doing = "connecting"
-            self._connection = await self._stack.enter_async_context(
-                self._remote.connector.connection(target, credential, self._plan.job_id)
-            )
-        if self._runner is None:
-            self._progress.doing = "deploying the runner"
-            self._runner = await self._remote.deployments.runner(self._key, self._connection)
-            self._progress.runner = self._progress.runner or self._runner.source
-            log.debug("runner_ready", source=self._runner.source, path=self._runner.path)
-        return self._connection, self._runner
-
-    async def _send_run(self, connection: Connection, usable: UsableRunner) -> runner.Attachment:
-        self._progress.doing = "starting the run"
+    async def _start_once(self, session: ServerSession) -> tuple[Attachment, Started]:
         plan = self._plan
         payload = Payload(
             interpreter=plan.interpreter,
@@ -234,119 +208,120 @@ class ServerExecution:
             environment=plan.environment_of(self._execution),
             directory=plan.directory,
             input=plan.input,
-            output_limit_bytes=self._remote.settings.jobs.run_max_output_bytes,
+            output_limit_bytes=self._settings.jobs.run_max_output_bytes,
         )
-        request = runner.RunRequest(self._execution.id, plan.limit_seconds, payload.encode())
-        self._progress.payload_sent = True
-        return await self._stack.enter_async_context(
-            runner.start(
-                connection,
-                usable.path,
-                request,
-                verify_sha256=usable.verify_sha256,
-                silence_seconds=self._remote.settings.ssh.keepalive_seconds,
-            )
-        )
+        request = RunRequest(self._execution.id, plan.limit_seconds, payload.encode())
+        attachment = await session.start(request)
+        started = await _first_word(attachment)
+        await session.verified()
+        return attachment, started
 
-    async def _first_word(self, attachment: runner.Attachment) -> Started:
-        while True:
-            match await attachment.receive():
-                case Started() as started:
-                    return started
-                case Ended(reason=reason):
-                    # A tombstone is the one thing that comes before the run's first word.
-                    raise RunForgottenError(f"the run is {reason}: it was reported before")
+    async def _end_stray_run(self, session: ServerSession) -> None:
+        """After a setup that failed with the payload sent: nothing may go on unfollowed."""
+        failure = "no answer"
+        with trio.move_on_after(STRAY_SECONDS):
+            while True:
+                try:
+                    await session.signal(self._execution.id)
+                    # Its tombstone stops a start that is only on its way; one that has come
+                    # between is refused here, and signalled in the next turn.
+                    await session.forget(self._execution.id)
+                except WorkerError as error:
+                    failure = str(error)
+                else:
+                    return
+                await session.pause()
+        log.warning("stray_run_not_ended", error=failure)
 
-    async def _execute(self, attachment: runner.Attachment, started: Started) -> ServerResult:
+    # Execution
+
+    async def _execute(
+        self, session: ServerSession, attachment: Attachment, started: Started
+    ) -> ServerResult:
         structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
-        elapsed = started.elapsed_ms / 1000
+        # A server may say anything; more than the limit has not passed for us.
+        elapsed = min(started.elapsed_ms / 1000, self._plan.limit_seconds)
         self._progress.execution_began = trio.current_time() - elapsed
         self._started()
         log.info("execution_started", state=started.state)
         # The runner has the limit; this one is for a runner or a server that is gone.
         seconds = self._plan.limit_seconds - elapsed + END_GRACE_SECONDS + LATE_SECONDS
         result = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._signal_when_cancelled)
-            with trio.move_on_after(seconds):
-                result = await self._follow(attachment)
-            nursery.cancel_scope.cancel()
-        return result or self._result(
-            Outcome.LOST, "nothing was heard of the run until long after its limit"
-        )
+        with trio.move_on_after(seconds) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._signal_when_cancelled, session, limit)
+                result = await self._follow(session, attachment, limit)
+                nursery.cancel_scope.cancel()
+        if result is not None:
+            return result
+        if self._cancelled.is_set():
+            error = "the job was cancelled, and nothing was heard of the run after that"
+            return self._result(Outcome.CANCELLED, error)
+        error = "nothing was heard of the run until long after its limit"
+        return self._result(Outcome.LOST, error)
 
-    async def _follow(self, attachment: runner.Attachment) -> ServerResult:
+    async def _follow(
+        self, session: ServerSession, attachment: Attachment, limit: trio.CancelScope
+    ) -> ServerResult:
         """Take in what the run prints until it ends, over as many connections as it needs."""
         try:
             while True:
                 try:
-                    return await self._take_in(attachment)
-                except (ConnectionLostError, ProtocolError) as error:
-                    log.warning("connection_lost", error=str(error))
-                attachment = await self._attach_again()
-        except (RunnerMissingError, RunRefusedError) as error:
+                    return await self._take_in(session, attachment, limit)
+                except (ConnectionLostError, ProtocolError, RunnerMissingError) as error:
+                    failure = error
+                log.warning("connection_lost", error=str(failure))
+                if isinstance(failure, RunnerMissingError):
+                    await session.drop_runner()
+                attachment = await self._attach_again(session)
+        except RunRefusedError as error:
             return self._result(Outcome.LOST, f"the run vanished from the server: {error}")
         except SshError as error:
             return self._result(Outcome.LOST, str(error))
 
-    async def _take_in(self, attachment: runner.Attachment) -> ServerResult:
+    async def _take_in(
+        self, session: ServerSession, attachment: Attachment, limit: trio.CancelScope
+    ) -> ServerResult:
         """Take in what comes over one connection, until the run or the connection ends."""
         while True:
             match await attachment.receive():
                 case Output(stream, data):
+                    # A run that is over may still have much to hand on, over a slow line.
+                    limit.deadline = max(limit.deadline, trio.current_time() + UNHEARD_SECONDS)
                     self._progress.received[stream] += len(data)
-                    self._sink(stream, data)
+                    session.made_progress()
+                    await self._sink(stream, data)
                 case Ended() as ended:
                     return self._ended(ended)
                 case Superseded():
                     return self._result(Outcome.LOST, "another worker has attached to the run")
 
-    async def _attach_again(self) -> runner.Attachment:
+    async def _attach_again(self, session: ServerSession) -> Attachment:
         """Connect for as long as it takes, within the caller's scope; a refusal is final."""
-        pause = RECONNECT_FIRST_SECONDS
+        received = self._progress.received
         while True:
-            await self.close()
-            await trio.sleep(random.uniform(0, pause))  # noqa: S311  jitter, not a secret
-            pause = min(pause * 2, RECONNECT_MOST_SECONDS)
+            await session.pause()
             try:
-                connection, usable = await self._reach()
-                received = self._progress.received
-                return await self._stack.enter_async_context(
-                    runner.attach(
-                        connection,
-                        usable.path,
-                        self._execution.id,
-                        runner.Offsets(received[Stream.STDOUT], received[Stream.STDERR]),
-                        silence_seconds=self._remote.settings.ssh.keepalive_seconds,
-                    )
+                return await session.attach(
+                    self._execution.id, Offsets(received[Stream.STDOUT], received[Stream.STDERR])
                 )
             except (ConnectError, ConnectionLostError, DeployError) as error:
                 log.debug("reconnect_failed", error=str(error))
 
-    async def _signal_when_cancelled(self) -> None:
+    async def _signal_when_cancelled(self, session: ServerSession, limit: trio.CancelScope) -> None:
+        """Ask the runner to end the run, over connections as they come and go."""
         await self._cancelled.wait()
         log.info("run_cancelling")
+        # A server that is gone does not hold up the job's end for the rest of its time.
+        latest = trio.current_time() + END_GRACE_SECONDS + LATE_SECONDS
+        limit.deadline = min(limit.deadline, latest)
         while True:
             try:
-                if self._connection is not None and self._runner is not None:
-                    await runner.signal(
-                        self._connection, self._runner.path, self._execution.id, "cancel"
-                    )
+                if await session.signal_beside(self._execution.id):
                     return
             except SshError as error:
                 log.warning("signal_failed", error=str(error))
-            await trio.sleep(1)  # until the connection is there again, or the run's time is over
-
-    async def _end_stray_run(self) -> None:
-        """After a setup that ended early: nothing may go on that nobody follows."""
-        if not self._progress.payload_sent:
-            return
-        try:
-            with trio.fail_after(STRAY_SECONDS):
-                connection, usable = await self._reach()
-                await runner.signal(connection, usable.path, self._execution.id, "cancel")
-        except (WorkerError, trio.TooSlowError) as error:
-            log.warning("signal_failed", error=str(error) or "no answer")
+            await trio.sleep(1)
 
     def _ended(self, frame: Ended) -> ServerResult:
         """The run's own end as an outcome."""
@@ -361,7 +336,7 @@ class ServerExecution:
                 error = f"the script was ended by signal {frame.code - 128}"
                 return self._result(Outcome.FAILED, error, frame.code, wall_ms)
             case Reason.OUTPUT_LIMIT:
-                limit = self._remote.settings.jobs.run_max_output_bytes
+                limit = self._settings.jobs.run_max_output_bytes
                 error = f"the run printed more than its limit of {limit} bytes"
                 return self._result(Outcome.FAILED, error, frame.code, wall_ms)
             case Reason.TIMEOUT:
@@ -397,23 +372,26 @@ class ServerExecution:
             ended_at=now_ms(),
             times=PhaseTimes(max(0, _ms(setup_end - progress.began)), execution_ms),
             error=error,
-            runner=progress.runner,
+            runner=self._session.source if self._session is not None else None,
         )
 
-    def _open_credential(self, target: Target) -> OpenedCredential:
-        return open_credential(target.credential, self._remote.settings.encryption_key)
 
-    @property
-    def _target(self) -> Target:
-        target = self._execution.server.target
-        if target is None:
-            raise AssertionError("a server without a target never gets beyond setup")
-        return target
+async def _first_word(attachment: Attachment) -> Started:
+    while True:
+        match await attachment.receive():
+            case Started() as started:
+                return started
+            case Ended(reason=reason):
+                # A tombstone is the one thing that comes before the run's first word.
+                raise RunForgottenError(f"the run is {reason}: it was reported before")
 
-    @property
-    def _key(self) -> ServerKey:
-        target = self._target
-        return ServerKey(self._execution.server.id, target.host, target.port, target.user)
+
+async def _hasten(cleanup: trio.CancelScope) -> None:
+    """When the worker is to end, what is left of the cleanup has a moment."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        cleanup.deadline = min(cleanup.deadline, trio.current_time() + HASTE_SECONDS)
 
 
 def _ms(seconds: float) -> int:

@@ -34,6 +34,8 @@ HOST_KEY_ALGORITHMS = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp38
                        "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256"]  # fmt: skip
 KEEPALIVES_UNANSWERED = 3
 CLOSE_SECONDS = 2.0
+# How long a server may take to start a command.
+ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,16 @@ class Connection:
         Raises ConnectionLostError if the connection has gone or gives no further channel.
         """
         try:
-            _, channel = await aio_as_trio(self._connection.create_session)(
-                Channel, command, encoding=None
-            )
+            with trio.fail_after(ANSWER_SECONDS):
+                _, channel = await aio_as_trio(self._connection.create_session)(
+                    Channel, command, encoding=None
+                )
         except (asyncssh.Error, OSError) as error:
             raise ConnectionLostError(f"no channel could be opened: {error}") from error
+        except trio.TooSlowError as error:
+            # Keepalives are answered by sshd itself, so they do not show a server that hangs.
+            self._connection.abort()
+            raise ConnectionLostError("the server does not answer") from error
         try:
             yield channel
         finally:
@@ -120,7 +127,7 @@ async def open_connection(
         clients.append(_Client(check))
         return clients[-1]
 
-    preferred = check.preferred_algorithms()
+    preferred = check.preferred_algorithms(target.host, target.port)
     try:
         raw = await aio_as_trio(asyncssh.connect)(
             target.host,
@@ -150,7 +157,7 @@ async def open_connection(
             keepalive_count_max=KEEPALIVES_UNANSWERED,
             client_version="cronium-worker",
         )
-    except (asyncssh.Error, OSError) as error:
+    except (asyncssh.Error, OSError, ValueError) as error:  # ValueError: nonsense on the wire
         refusal = clients[-1].refusal if clients else None
         raise refusal or _translate(error, target) from error
     connection = Connection(raw)
@@ -176,6 +183,9 @@ def _translate(error: Exception, target: Target) -> SshError:
             return ConnectionDroppedError(
                 f"{target.host}:{target.port} closed the connection: {error}"
             )
+        case OSError(errno=errno.ETIMEDOUT):
+            # Not the system's own words: the app takes those for a script over its limit.
+            return ConnectError(f"{target.host}:{target.port} does not answer")
         case OSError():
             reason = error.strerror or str(error)
             return ConnectError(f"{target.host}:{target.port} cannot be reached: {reason}")

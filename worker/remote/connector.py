@@ -14,7 +14,7 @@ from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.host_keys import HostKeyCheck
 from worker.remote.target import Target
-from worker.settings import SshSettings
+from worker.settings import HostKeyPolicy, SshSettings
 from worker.state.host_keys import HostKeys
 
 # sshd drops at random from 10 unauthenticated connections on (MaxStartups 10:30:100).
@@ -32,37 +32,54 @@ class Connector:
             asyncssh.read_known_hosts(str(settings.known_hosts)) if settings.known_hosts else None
         )
         self._pins = HostKeys(database)
-        self._connections = trio.CapacityLimiter(settings.max_connections)
+        self._slots = trio.CapacityLimiter(settings.max_connections)
+        self._crowding = trio.Event()
         self._handshakes: dict[tuple[str, int], trio.CapacityLimiter] = {}
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether somebody waits for a connection to be given up."""
-        return self._connections.statistics().tasks_waiting > 0
+    async def crowded(self) -> None:
+        """Until somebody waits for a slot that is not there."""
+        while not self._slots.statistics().tasks_waiting:
+            await self._crowding.wait()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """The right to one connection, within the worker's limit.
+
+        Whoever holds one idly is asked for it, see `crowded`.
+        """
+        holder = object()  # a task may hold several
+        if not self._slots.available_tokens:
+            self._crowding.set()
+            self._crowding = trio.Event()
+        await self._slots.acquire_on_behalf_of(holder)
+        try:
+            yield
+        finally:
+            self._slots.release_on_behalf_of(holder)
 
     @asynccontextmanager
     async def connection(
         self, target: Target, credential: OpenedCredential, job_id: str
     ) -> AsyncIterator[Connection]:
-        """A connection within the worker's limits, its host key checked and pinned.
+        """A connection, its host key checked, and pinned on first use.
 
-        A connection that a busy sshd dropped is tried again, with jitter; nothing else is.
+        One that a busy sshd dropped is tried again, with jitter; nothing else is.
         """
-        # Each limiter is held on behalf of an object of this call, since one task may hold many.
         async with AsyncExitStack() as stack:
-            await self._connections.acquire_on_behalf_of(stack)
-            stack.callback(self._connections.release_on_behalf_of, stack)
             pinned = await self._database.run(lambda: self._pins.pinned(target.host, target.port))
             check = HostKeyCheck(self._settings.host_keys, self._known_hosts, pinned)
             connection = await self._enter(stack, target, credential, check)
-            if pinned is None:
-                line = connection.host_key.public_line
-                await self._database.run(
-                    lambda: self._pins.pin(
-                        target.host, target.port, line, job_id=job_id, now=now_ms()
-                    )
-                )
+            if pinned is None and self._settings.host_keys is not HostKeyPolicy.OFF:
+                await self._pin(target, connection, job_id)
             yield connection
+
+    async def _pin(self, target: Target, connection: Connection, job_id: str) -> None:
+        """Pin what the server showed; another connection may have pinned another key meanwhile."""
+        shown = connection.host_key.public_line
+        pinned = await self._database.run(
+            lambda: self._pins.pin(target.host, target.port, shown, job_id=job_id, now=now_ms())
+        )
+        HostKeyCheck(HostKeyPolicy.ACCEPT_NEW, None, pinned).judge_line(shown)
 
     async def _enter(
         self,

@@ -3,8 +3,10 @@
 import base64
 import binascii
 from dataclasses import dataclass, field
+from functools import partial
 
 import asyncssh
+import trio
 
 from worker.errors import AuthenticationError, SealedValueError
 from worker.remote.target import Credential
@@ -16,6 +18,28 @@ from worker.secret import Secret
 class OpenedCredential:
     key: asyncssh.SSHKey | None = field(repr=False)
     password: Secret | None
+
+
+class Credentials:
+    """The credentials of one job, each opened once and dropped with the job."""
+
+    def __init__(self, sealing_key: SealingKey | None) -> None:
+        self._sealing_key = sealing_key
+        self._opened: dict[Credential, OpenedCredential] = {}
+        self._lock = trio.Lock()
+
+    async def opened(self, credential: Credential) -> OpenedCredential:
+        """Raises AuthenticationError, with the reason, if `credential` cannot be used."""
+        async with self._lock:
+            if credential not in self._opened:
+                work = partial(open_credential, credential, self._sealing_key)
+                if credential.passphrase is None:
+                    await trio.lowlevel.checkpoint()
+                    self._opened[credential] = work()
+                else:
+                    # Off the loop: a passphrase is made to cost a tenth of a second, or ten.
+                    self._opened[credential] = await trio.to_thread.run_sync(work)
+            return self._opened[credential]
 
 
 def open_credential(credential: Credential, sealing_key: SealingKey | None) -> OpenedCredential:

@@ -9,6 +9,7 @@ from worker.errors import ProtocolError, RunnerMissingError
 MAX_PREAMBLE_BYTES = 64 * 1024
 MAX_HEADER_BYTES = 256
 MAX_FRAME_BYTES = 1024 * 1024
+MAX_EXIT_CODE = 255
 
 
 class Stream(StrEnum):
@@ -181,7 +182,7 @@ class FrameParser:
                     known = Reason(_word(reason))
                 except ValueError:
                     raise ProtocolError(f"the runner gave an unknown reason {reason!r}") from None
-                return Ended(_number(code), known, _number(wall_ms), _number(cpu_ms))
+                return Ended(_exit_code(code), known, _number(wall_ms), _number(cpu_ms))
             case _:
                 raise ProtocolError(f"the runner sent an unknown frame {b' '.join(words)[:64]!r}")
 
@@ -190,6 +191,13 @@ def _number(word: bytes) -> int:
     if not word.isdigit() or len(word) > 15:
         raise ProtocolError(f"the runner sent {word[:32]!r} where a number belongs")
     return int(word)
+
+
+def _exit_code(word: bytes) -> int:
+    code = _number(word)
+    if code > MAX_EXIT_CODE:
+        raise ProtocolError(f"the runner gave {code} as an exit code")
+    return code
 
 
 def _length(word: bytes) -> int:

@@ -7,6 +7,9 @@ import asyncssh
 from worker.errors import HostKeyError
 from worker.settings import HostKeyPolicy
 
+# An RSA key signs with newer digests than the one it is named after.
+_SIGNATURES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+
 
 @dataclass(frozen=True, slots=True)
 class HostKeyCheck:
@@ -38,15 +41,19 @@ class HostKeyCheck:
             expected = asyncssh.import_public_key(self.pinned).get_fingerprint()
             raise HostKeyError(f"host key changed: {expected} is pinned, got {offered}")
 
-    def preferred_algorithms(self) -> list[str]:
-        """The pinned key's own algorithms first: a server that has since got a key of another
+    def judge_line(self, public_key: str) -> None:
+        """As `judge`, for a public key line and against what is pinned alone."""
+        self.judge("", "", 0, asyncssh.import_public_key(public_key))
+
+    def preferred_algorithms(self, host: str, port: int) -> list[str]:
+        """The algorithms of the keys that are known: a server that also has a key of another
         kind must not look like a changed one."""
-        if self.pinned is None:
-            return []
-        algorithm = self.pinned.split(" ", 1)[0]
-        if algorithm == "ssh-rsa":
-            return ["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"]
-        return [algorithm]
+        known = []
+        if self.known_hosts is not None:
+            known = [key.get_algorithm() for key in self.known_hosts.match(host, "", port)[0]]
+        if self.pinned is not None:
+            known.append(self.pinned.split(" ", 1)[0])
+        return [name for kind in dict.fromkeys(known) for name in _SIGNATURES.get(kind, (kind,))]
 
 
 def public_line(key: asyncssh.SSHKey) -> str:

@@ -24,6 +24,15 @@ from worker.remote.payload import run_header
 # The runner's own exit statuses (sysexits.h where there is one).
 DIFFERS_STATUS = 65
 NO_SUCH_RUN_STATUS = 66
+# Whatever else it ends with is somebody else's doing, such as a signal.
+REFUSALS = range(64, 79)
+
+# Three of the runner's signs of life, which come every 10 s. A connection that is gone shows by
+# its keepalives before that; this is for a runner that hangs.
+SILENCE_SECONDS = 35.0
+
+# `signal` waits for the grace of 5 s and as long again for processes that die slowly.
+CALL_SECONDS = 30.0
 
 # The path stands unquoted on a command line that any login shell may read.
 _usable_path = re.compile(r"/[A-Za-z0-9._/-]+\Z")
@@ -49,10 +58,9 @@ class Offsets:
 class Attachment:
     """The frames of one `run` or `attach`."""
 
-    def __init__(self, channel: Channel, nonce: str, silence_seconds: float) -> None:
+    def __init__(self, channel: Channel, nonce: str) -> None:
         self._channel = channel
         self._parser = FrameParser(nonce)
-        self._silence_seconds = silence_seconds
         self._said_hello = False
         self._frames: deque[Frame] = deque()
 
@@ -61,19 +69,20 @@ class Attachment:
 
         Raises RunnerMissingError if no usable runner answered, RunRefusedError if it ended
         without a last frame of its own will, ConnectionLostError if the connection has gone
-        or nothing came for as long as three of the runner's signs of life take.
+        or not one of the runner's signs of life came for too long.
         """
         while not self._frames:
             data = b""
-            with trio.move_on_after(self._silence_seconds) as silence:
+            with trio.move_on_after(SILENCE_SECONDS) as silence:
                 data = await self._channel.receive()
             if silence.cancelled_caught:
-                raise ConnectionLostError(f"nothing was heard for {self._silence_seconds:g} s")
+                raise ConnectionLostError(f"nothing was heard for {SILENCE_SECONDS:g} s")
             if not data:
                 raise self._ended()
             self._frames.extend(self._parser.feed(data))
             if self._frames:
                 self._said_hello = True  # no frame comes before it
+        await trio.lowlevel.checkpoint()  # a flood of frames must not hold up everything else
         return self._frames.popleft()
 
     def _ended(self) -> Exception:
@@ -82,7 +91,7 @@ class Attachment:
             if status == DIFFERS_STATUS:
                 return RunnerMissingError("the runner on the server is not the one deployed")
             return RunnerMissingError(f"no runner answered (exit status {status}): {reason}"[:500])
-        if status:
+        if status in REFUSALS:
             return RunRefusedError(status, reason or "no reason given")
         return ConnectionLostError("the runner stopped speaking before the run's end")
 
@@ -120,7 +129,6 @@ async def start(
     request: RunRequest,
     *,
     verify_sha256: str | None,
-    silence_seconds: float,
 ) -> AsyncIterator[Attachment]:
     """Start the run, unless it was ever started, and attach to it from the beginning."""
     nonce = _nonce()
@@ -132,7 +140,7 @@ async def start(
             channel.send_eof()
         except ConnectionLostError:
             pass  # what the other side said before it closed tells more than this
-        yield Attachment(channel, nonce, silence_seconds)
+        yield Attachment(channel, nonce)
 
 
 @asynccontextmanager
@@ -141,33 +149,40 @@ async def attach(
     path: str,
     execution_id: str,
     offsets: Offsets,
-    *,
-    silence_seconds: float,
 ) -> AsyncIterator[Attachment]:
     """Attach to a run that was started, from `offsets` on."""
     nonce = _nonce()
     arguments = f"{execution_id} {offsets.stdout} {offsets.stderr}"
     async with connection.exec(f"sh {path} attach {nonce} {arguments}") as channel:
         channel.send_eof()
-        yield Attachment(channel, nonce, silence_seconds)
+        yield Attachment(channel, nonce)
 
 
 async def signal(connection: Connection, path: str, execution_id: str, reason: str) -> None:
     """End the run; nothing of it is left when this returns. `reason` is cancel or timeout."""
-    await _call(connection, f"sh {path} signal {_nonce()} {execution_id} {reason}")
+    command = f"sh {path} signal {_nonce()} {execution_id} {reason}"
+    await _call(connection, command, fine=(0, NO_SUCH_RUN_STATUS))
 
 
 async def forget(connection: Connection, path: str, execution_ids: Iterable[str]) -> None:
-    """Remove runs that have ended; idempotent."""
-    await _call(connection, f"sh {path} forget {_nonce()} {' '.join(execution_ids)}")
+    """Remove runs that have ended; idempotent. One that never was will not start any more.
+
+    Raises RunRefusedError if one of them still goes on.
+    """
+    command = f"sh {path} forget {_nonce()} {' '.join(execution_ids)}"
+    await _call(connection, command, fine=(0,))
 
 
-async def _call(connection: Connection, command: str) -> None:
-    async with connection.exec(command) as channel:
-        channel.send_eof()
-        await _read_answer(channel)
+async def _call(connection: Connection, command: str, *, fine: tuple[int, ...]) -> None:
+    try:
+        async with connection.exec(command) as channel:
+            with trio.fail_after(CALL_SECONDS):
+                channel.send_eof()
+                await _read_answer(channel)
+    except trio.TooSlowError as error:
+        raise ConnectionLostError("the runner does not answer") from error
     status = channel.exit_status
-    if status not in (0, NO_SUCH_RUN_STATUS):
+    if status not in fine:
         raise RunRefusedError(status, channel.stderr or "no reason given")
 
 

@@ -15,8 +15,8 @@ class HostKeys:
             ).fetchone()
         return row[0] if row else None
 
-    def pin(self, host: str, port: int, public_key: str, *, job_id: str, now: int) -> None:
-        """Keep `public_key` unless one is pinned already: the first use decides."""
+    def pin(self, host: str, port: int, public_key: str, *, job_id: str, now: int) -> str:
+        """The key that is pinned then: the first use decides, so perhaps not `public_key`."""
         with self._database.transaction() as tx:
             tx.execute(
                 """
@@ -25,3 +25,7 @@ class HostKeys:
                 """,
                 (host, port, public_key, now, job_id),
             )
+            (pinned,) = tx.execute(
+                "SELECT public_key FROM host_keys WHERE (host, port) = (?, ?)", (host, port)
+            ).fetchone()
+        return str(pinned)

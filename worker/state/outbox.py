@@ -72,10 +72,11 @@ class Outbox:
                 """
                 SELECT id, job_id, kind, subject, body, attempts FROM outbox
                 WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
-                  AND due_at <= ?
+                  -- What is due far in the future was so under a clock that has been set back.
+                  AND (due_at <= ? OR due_at > ? + 300000)
                 ORDER BY due_at, id LIMIT ?
                 """,
-                (now, limit),
+                (now, now, limit),
             ).fetchall()
         return [
             QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts)
@@ -115,6 +116,22 @@ class Outbox:
         """Forget what was to be said of a job that is no longer ours."""
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM outbox WHERE job_id = ? AND parked IS NULL", (job_id,))
+
+    def supersede(self, job_id: str) -> bool:
+        """Make way for a new claim of that job; whether its end is here already, to be delivered.
+
+        A release of the earlier claim would take the job away from under the new one.
+        """
+        with self._database.transaction() as tx:
+            tx.execute(
+                "DELETE FROM outbox WHERE job_id = ? AND kind = ? AND parked IS NULL",
+                (job_id, Kind.RELEASE),
+            )
+            row = tx.execute(
+                "SELECT 1 FROM outbox WHERE job_id = ? AND kind IN (?, ?) AND parked IS NULL",
+                (job_id, Kind.COMPLETE, Kind.FAIL),
+            ).fetchone()
+        return row is not None
 
     def pending_jobs(self) -> tuple[str, ...]:
         """The jobs of which something is still to be delivered."""

@@ -1,0 +1,181 @@
+"""Whose job it is, and what the API must hear, when the API answers oddly."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from tests.queue_rig import running_queue
+from tests.worker_rig import WorkerRig, running_worker, worker_on
+from worker.api.client import QueueClient
+from worker.clock import now_ms
+from worker.demo.sshd import Sshd
+
+Answer = Callable[[str], int | None]
+
+
+def gateway(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> None:
+    """Something before the API answers some paths itself, with a status and no JSON."""
+    send = QueueClient._send
+
+    @functools.wraps(send)
+    async def through_gateway(
+        self: QueueClient, method: str, path: str, *rest: object
+    ) -> httpx.Response:
+        status = answer(path)
+        if status is None:
+            return await send(self, method, path, *rest)  # type: ignore[arg-type]  # passed on
+        await trio.lowlevel.checkpoint()
+        return httpx.Response(status, request=httpx.Request(method, f"http://gateway/{path}"))
+
+    monkeypatch.setattr(QueueClient, "_send", through_gateway)
+
+
+def waiting_script(mark: Path, go: Path) -> str:
+    return f"echo x >>{mark}; until [ -e {go} ]; do sleep 0.05; done; echo out"
+
+
+async def until_exists(path: Path) -> None:
+    while not path.exists():
+        await trio.sleep(0.02)
+
+
+async def until_idle(rig: WorkerRig) -> None:
+    while rig.service._jobs.ids:
+        await trio.sleep(0.02)
+
+
+def runs(sshd: Sshd) -> list[str]:
+    return [run.name for run in (sshd.server.home / ".cache" / "cronium" / "runs").iterdir()]
+
+
+async def test_a_run_of_a_job_that_is_anothers_now_is_not_forgotten(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            with rig.queue.store.database.transaction() as tx:
+                tx.execute("UPDATE jobs SET orchestrator_id = 'other' WHERE id = ?", (job_id,))
+            go.touch()
+            await until_idle(rig)
+
+    assert len(runs(sshd)) == 1
+
+
+@pytest.mark.parametrize("status", [404, 308, 400])
+async def test_a_result_is_not_dropped_because_a_gateway_does_not_know_the_route_for_a_while(
+    status: int, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    odd = False
+    gateway(monkeypatch, lambda path: status if odd and path.endswith("/acknowledge") else None)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            odd = True
+            go.touch()
+            with trio.move_on_after(2):
+                await until_idle(rig)
+            odd = False
+
+            report = await rig.finished(job_id)
+
+    assert report.job.status == "completed"
+
+
+async def test_a_row_that_never_gets_through_does_not_hold_up_the_jobs_end(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.relay.MOST_PAUSE_SECONDS", 0.05)
+    gateway(monkeypatch, lambda path: 504 if path.endswith("/update") else None)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+
+        with trio.fail_after(20):
+            report = await rig.run("echo hello", names)
+
+    assert report.job.status == "completed"
+
+
+async def test_a_complete_that_is_refused_leaves_the_runs_output_on_the_server(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = trio.Event()
+
+    def answer(path: str) -> int | None:
+        if not path.endswith("/complete"):
+            return None
+        refused.set()
+        return 409
+
+    gateway(monkeypatch, answer)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            rig.submit("echo hello", names)
+            await refused.wait()
+            await until_idle(rig)
+
+    assert len(runs(sshd)) == 1
+
+
+async def test_a_release_of_an_earlier_claim_does_not_release_the_job_that_runs_now(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names, at=now_ms() + 500)
+            # As a drain left it while the API was down; its next attempt comes after the claim.
+            with rig.database.transaction() as tx:
+                tx.execute(
+                    """
+                    INSERT INTO outbox (job_id, kind, subject, body, created_at, due_at, attempts)
+                    VALUES (?1, 'release', ?1, X'7B7D', ?2, ?3, 3)
+                    """,
+                    (job_id, now_ms(), now_ms() + 1000),
+                )
+            await until_exists(mark)
+            await trio.sleep(2)
+            status = rig.queue.status(job_id)
+            go.touch()
+            await until_idle(rig)
+
+    assert status == "running"
+
+
+async def test_a_claim_that_is_answered_while_the_worker_drains_goes_back_to_the_queue(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = QueueClient._send
+    answered = trio.Event()
+
+    @functools.wraps(send)
+    async def slow_answer(
+        self: QueueClient, method: str, path: str, *rest: object
+    ) -> httpx.Response:
+        response = await send(self, method, path, *rest)  # type: ignore[arg-type]  # passed on
+        if path.startswith("jobs/queue") and b"job_" in response.content:
+            answered.set()
+            await trio.sleep(0.3)  # the last of it is on its way
+        return response
+
+    monkeypatch.setattr(QueueClient, "_send", slow_answer)
+    async with running_queue(tmp_path) as queue:
+        async with worker_on(queue, tmp_path / "state") as rig:
+            job_id = rig.submit("true", rig.add(sshd.server))
+            with trio.fail_after(20):
+                await answered.wait()
+            rig.drain.set()
+
+        assert queue.status(job_id) == "queued"
