@@ -63,6 +63,7 @@ class FakeQueue:
     rows: dict[str, list[str]] = field(default_factory=dict)
     completions: list[tuple[str, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
     polling: int = 0
     most_polling: int = 0
     _faults: dict[tuple[str, str], deque[Fault]] = field(default_factory=dict)
@@ -103,6 +104,10 @@ class FakeQueue:
         if isinstance(answer, Exception):
             raise answer
         return Claim(tuple(answer), self.long_polls)
+
+    async def orphaned(self) -> tuple[str, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(self.orphans)
 
     async def read_job(self, job_id: str) -> wire.JobRowBody:
         await self._call("read", job_id, None, lambda: None)

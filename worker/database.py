@@ -8,11 +8,17 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import trio
 
 from worker.errors import StateError
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
+
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
+STUCK_SECONDS = 1.0
 
 
 class Database:
@@ -28,6 +34,8 @@ class Database:
         # Commands such as `queue submit` write to the file beside the server.
         self._connection.execute("PRAGMA busy_timeout = 10000")
         self._inline = inline
+        # Whether the last write waits for room.
+        self.is_stuck = False
         self._limiter = trio.CapacityLimiter(1)
         try:
             self._migrate(migrations)
@@ -36,7 +44,31 @@ class Database:
             raise
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` off the event loop, one at a time; it is never cut short."""
+        """Run `work` off the event loop, one at a time; it is never cut short.
+
+        A disk that is full, or fails, is waited for: what would be lost otherwise is what this
+        file exists for. Raises StateError if SQLite refuses for a reason that does not pass.
+        """
+        while True:
+            try:
+                result = await self._run_once(work)
+            except sqlite3.IntegrityError:
+                raise  # a constraint is the store's own word to its caller
+            except sqlite3.Error as error:
+                # The primary code; the rest of it says where within SQLite it came up.
+                if error.sqlite_errorcode & 0xFF not in _PASSING:
+                    raise StateError(f"the database cannot be used: {error}") from error
+                if not self.is_stuck:
+                    log.warning("state_unwritable", error=str(error))
+                self.is_stuck = True
+            else:
+                if self.is_stuck:
+                    log.info("state_writable_again")
+                self.is_stuck = False
+                return result
+            await trio.sleep(STUCK_SECONDS)
+
+    async def _run_once(self, work: Callable[[], T]) -> T:
         if self._inline:
             await trio.lowlevel.checkpoint()
             return work()
@@ -47,10 +79,12 @@ class Database:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # On a full disk SQLite has rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def close(self) -> None:
         self._connection.close()

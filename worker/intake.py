@@ -60,46 +60,80 @@ class Intake:
 
     async def _claim_forever(self, jobs: trio.Nursery, holding: trio.Nursery) -> NoReturn:
         failures = idle = 0
+        has_looked = False
         while True:
+            # What was claimed under this id and never arrived: by a run of this worker before,
+            # or with an answer that was lost.
+            if not has_looked:
+                has_looked = await self.release_orphans()
             # The slot comes first: a claimed job must not wait, its lease is running.
             # Jobs that came in the place of held ones may be more than there are slots.
             while self.free_slots <= 0:
                 self._slot_freed = trio.Event()
                 await self._slot_freed.wait()
             # The queue counts held jobs against the poll, so ask for as many more.
+            began = trio.current_time()
             count = min(self._batch_size, self.free_slots) + len(self._held)
             try:
                 claim = await self._client.claim(count)
             except (QueueError, ProtocolError) as error:
                 self._note_failure(error)
                 failures += 1
+                has_looked = False
                 await trio.sleep(_jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS))
                 continue
             if not self._answers:
                 self._answers = True
                 log.info("queue_answers_again")
             failures = 0
-            for job in claim.jobs:
-                await self._take(job, jobs, holding)
+            refused = [job for job in claim.jobs if not self._take(job, jobs, holding)]
+            for job in refused:
+                await self._refuse(job)
             idle = 0 if claim.jobs else idle + 1
-            if not claim.waited:
+            # A queue that says it waited and did not would be asked without end.
+            at_once = trio.current_time() - began < POLL_FIRST_SECONDS
+            if not claim.waited or (at_once and not claim.jobs):
                 await trio.sleep(_jittered(POLL_FIRST_SECONDS, idle, POLL_MOST_SECONDS))
 
-    async def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> None:
-        if job.id is not None and (job.id in self._held or job.id in self._jobs.ids):
+    async def release_orphans(self) -> bool:
+        """Give back the jobs claimed under this worker's id that nobody here knows.
+
+        Whether the API could be asked.
+        """
+        try:
+            claimed = await self._client.orphaned()
+        except (QueueError, ProtocolError) as error:
+            log.debug("orphans_unknown", error=str(error))
+            return False
+        known = {*self._jobs.ids, *self._held, *await self._relay.pending_jobs()}
+        for job_id in claimed:
+            if job_id not in known:
+                log.warning("orphan_released", job_id=job_id)
+                await self._relay.put(release_entry(job_id, "claimed, and never begun"))
+        return True
+
+    def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:
+        """Whether that job can be dealt with; nothing is awaited, so no job is left half taken."""
+        if isinstance(job, BadJob):
+            return False
+        if job.id in self._held or not self._is_new(job):
             log.info("duplicate_dropped", job_id=job.id)
-        elif isinstance(job, BadJob):
-            if job.id is None:
-                log.error("job_without_id", error=job.fault)
-            else:
-                await self._jobs.refuse(job.id, job.fault)
         elif job.type == CONTAINER:
             self._held.add(job.id)
             holding.start_soon(self._hold, job.id)
         else:
             self._busy += 1
-            self._jobs.admit(job.id, self._free_slot)
             jobs.start_soon(self._jobs.run, job)
+        return True
+
+    def _is_new(self, job: JobBody) -> bool:
+        return job.type == CONTAINER or self._jobs.admit(job.id, self._free_slot)
+
+    async def _refuse(self, job: JobBody | BadJob) -> None:
+        if isinstance(job, BadJob) and job.id is not None:
+            await self._jobs.refuse(job.id, job.fault)
+        elif isinstance(job, BadJob):
+            log.error("job_without_id", error=job.fault)
 
     async def _hold(self, job_id: str) -> None:
         log.info("container_job_held", job_id=job_id, seconds=HOLD_SECONDS)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 import trio
@@ -13,11 +14,21 @@ from worker.dispatch.aggregate import aggregate
 from worker.dispatch.fanout import fan_out
 from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
-from worker.dispatch.server import Remote
 from worker.errors import JobError, ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.relay import FINAL_STATUSES, Relay
-from worker.report import complete_entry, create_entry, fail_entry, release_entry, share_bytes
+from worker.remote.credentials import Credentials
+from worker.remote.session import Remote
+from worker.report import (
+    cancelled_entry,
+    complete_entry,
+    create_entry,
+    fail_entry,
+    release_entry,
+    share_bytes,
+)
 from worker.reported import ReportedExecution
+from worker.settings import Settings
+from worker.state.outbox import Entry
 
 log = structlog.get_logger()
 
@@ -33,6 +44,8 @@ class _Flight:
         self.cancelled = trio.Event()
         # The API has heard, or will hear from the outbox, how the job ended.
         self.is_settled = False
+        # It has heard: what is left is to clean up.
+        self.is_over = False
         self._free_slot = free_slot
         self._holds_slot = True
 
@@ -45,11 +58,13 @@ class _Flight:
 class Jobs:
     """The registry of jobs in flight, and what the jobs' nursery runs."""
 
-    def __init__(self, client: QueueClient, relay: Relay, remote: Remote) -> None:
+    def __init__(
+        self, client: QueueClient, relay: Relay, remote: Remote, settings: Settings
+    ) -> None:
         self._client = client
         self._relay = relay
         self._remote = remote
-        self._settings = remote.settings
+        self._settings = settings
         self._flights: dict[str, _Flight] = {}
 
     @property
@@ -61,7 +76,8 @@ class Jobs:
 
         `free_slot` is called once, when an admitted job's result is in the outbox.
         """
-        if job_id in self._flights:
+        flight = self._flights.get(job_id)
+        if flight is not None and not flight.is_over:
             return False
         self._flights[job_id] = _Flight(free_slot)
         return True
@@ -89,11 +105,13 @@ class Jobs:
         finally:
             # Only cancellation comes here unsettled; it may be one of a group, so it is not caught.
             if not flight.is_settled:
-                log.info("job_handed_over")
+                log.info("job_handed_over", cancelled=flight.cancelled.is_set())
                 with trio.move_on_after(RELEASE_SECONDS, shield=True):
-                    await self._relay.put(release_entry(job.id, "the worker is stopping"))
+                    await self._relay.put(_parting_entry(job.id, flight))
             flight.free_slot()
-            del self._flights[job.id]
+            # A job that was handed out again while its last run was cleaned up has a new flight.
+            if self._flights.get(job.id) is flight:
+                del self._flights[job.id]
 
     async def _run_or_refuse(self, job: JobBody, flight: _Flight) -> None:
         try:
@@ -116,15 +134,26 @@ class Jobs:
             sealing_key=self._settings.encryption_key,
             max_execution_seconds=self._settings.phases.max_execution_seconds,
         )
+        if await self._relay.supersede(plan.job_id):
+            log.info("result_stored_already")
+            return
         if not await self._may_start(plan, flight):
             return
         started_at = now_ms()
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         await self._relay.put(*(create_entry(plan, execution) for execution in plan.executions))
         order = itertools.count()
+        credentials = Credentials(self._settings.encryption_key)
         children = [
             ReportedExecution(
-                plan, execution, self._remote, self._relay, cancelled=flight.cancelled, order=order
+                plan,
+                execution,
+                self._remote,
+                self._relay,
+                self._settings,
+                credentials=credentials,
+                cancelled=flight.cancelled,
+                order=order,
             )
             for execution in plan.executions
         ]
@@ -143,8 +172,11 @@ class Jobs:
                     # Never sent late, since it revives a cancelled job.
                     await self._client.report_running(plan.job_id)
         except QueueRefusedError as error:
-            log.warning("job_disowned", reason=str(error))
-            return False
+            # Anything but 403 says nothing of whose the job is: it was claimed, so it is run.
+            log.warning(
+                "job_disowned" if error.status == 403 else "acknowledge_failed", error=str(error)
+            )
+            return error.status != 403
         except (QueueUnavailableError, ProtocolError, trio.TooSlowError) as error:
             log.warning("acknowledge_failed", error=str(error) or "no answer")
             return True
@@ -170,8 +202,10 @@ class Jobs:
             policy=self._settings.jobs.exit_code_policy,
         )
         ended_at = now_ms()
-        await self._relay.put(
-            complete_entry(
+        last_word = await self._relay.put_last(
+            plan.job_id,
+            partial(
+                complete_entry,
                 plan,
                 job,
                 results,
@@ -179,7 +213,7 @@ class Jobs:
                 started_at=started_at,
                 ended_at=ended_at,
                 share=share_bytes(len(children), self._settings.jobs.output_limit_bytes),
-            )
+            ),
         )
         flight.is_settled = True
         flight.free_slot()
@@ -190,6 +224,15 @@ class Jobs:
             message=job.message,
             duration_ms=ended_at - started_at,
         )
-        with trio.move_on_after(self._settings.phases.cleanup_seconds) as limit:
-            await self._relay.wait_said(plan.job_id)
-        return not limit.cancelled_caught
+        # Not accepted means that the runs on the servers hold the only copy, or are another's.
+        with trio.move_on_after(self._settings.phases.cleanup_seconds):
+            await last_word.said.wait()
+        flight.is_over = last_word.said.is_set()
+        return last_word.accepted
+
+
+def _parting_entry(job_id: str, flight: _Flight) -> Entry:
+    """What the API hears of a job that the worker leaves before its end."""
+    if flight.cancelled.is_set():
+        return cancelled_entry(job_id, "the worker stopped before the runs had ended", now_ms())
+    return release_entry(job_id, "the worker is stopping")

@@ -61,18 +61,22 @@ def pause_seconds(attempts: int) -> float:
     return random.uniform(0, most)  # noqa: S311  jitter, not a secret
 
 
-def judge(entry: Entry, attempts: int, error: QueueRefusedError | QueueUnavailableError) -> Verdict:
+def judge(entry: Entry, error: QueueRefusedError | QueueUnavailableError) -> Verdict:
     """What becomes of an entry whose delivery failed."""
     if isinstance(error, QueueUnavailableError):
         # The app answers a second create of a row with 500: it is there.
         if entry.kind is Kind.CREATE and error.status == 500:
             return Delivered()
-        # Other statuses are a proxy's or an outage's, which pass.
-        fault = error.status == 500
-        if fault and entry.kind not in FINAL_KINDS and attempts + 1 >= ROW_ATTEMPTS:
-            return Parked(str(error))
         return Later(str(error))
     return Parked(str(error))
+
+
+class LastWord:
+    """What becomes of the entry that ends a job: `accepted` once `said` is set."""
+
+    def __init__(self) -> None:
+        self.said = trio.Event()
+        self.accepted = False
 
 
 class Relay:
@@ -91,11 +95,26 @@ class Relay:
         self._news = trio.Event()
         self._in_flight: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
+        self._last_words: dict[str, LastWord] = {}
 
     async def put(self, *entries: Entry) -> None:
         """Keep `entries` until the API has them; they are on disk when this returns."""
         await self._database.run(partial(self._outbox.put, entries, now=self._now()))
         self._news.set()
+
+    async def put_last(self, job_id: str, make: Callable[[], Entry]) -> LastWord:
+        """As `put`, for the entry that ends a job and whose fate matters to the caller.
+
+        `make` is called off the loop: the output of many servers takes a while to put in order.
+        """
+        word = self._last_words[job_id] = LastWord()
+        await self._database.run(lambda: self._outbox.put((make(),), now=self._now()))
+        self._news.set()
+        return word
+
+    async def supersede(self, job_id: str) -> bool:
+        """Make way for a new claim; whether the job's end is in the outbox already."""
+        return await self._database.run(partial(self._outbox.supersede, job_id))
 
     async def wait_said(self, job_id: str) -> None:
         """Until nothing is left to say of that job."""
@@ -140,6 +159,8 @@ class Relay:
         try:
             verdict = await self._attempt(queued)
             await self._record(queued, verdict)
+            if not isinstance(verdict, Later):
+                self._settle(entry, verdict)
         finally:
             self._in_flight.discard(entry.job_id)
             self._news.set()
@@ -147,7 +168,36 @@ class Relay:
             if waiting is not None:
                 waiting.set()
 
+    def _settle(self, entry: Entry, verdict: Verdict) -> None:
+        if entry.kind in FINAL_KINDS or isinstance(verdict, Disowned):
+            word = self._last_words.pop(entry.job_id, None)
+            if word is not None:
+                word.accepted = isinstance(verdict, Delivered)
+                word.said.set()
+
     async def _attempt(self, queued: QueuedEntry) -> Verdict:
+        verdict = await self._try(queued)
+        # Rows never block the job's end: one that fails time and again while the API answers
+        # other calls is given up.
+        if (
+            isinstance(verdict, Later)
+            and queued.entry.kind not in FINAL_KINDS
+            and queued.attempts + 1 >= ROW_ATTEMPTS
+            and await self._api_answers(queued.entry.job_id)
+        ):
+            return Parked(verdict.reason)
+        return verdict
+
+    async def _api_answers(self, job_id: str) -> bool:
+        try:
+            await self._client.read_job(job_id)
+        except QueueRefusedError:
+            return True
+        except (QueueUnavailableError, ProtocolError):
+            return False
+        return True
+
+    async def _try(self, queued: QueuedEntry) -> Verdict:
         try:
             if queued.entry.kind in FINAL_KINDS:
                 return await self._say_last(queued)
@@ -159,7 +209,7 @@ class Relay:
                 and queued.entry.kind in (Kind.UPDATE, Kind.RUNNING)
             ):
                 return await self._create_and_send(queued)
-            return judge(queued.entry, queued.attempts, error)
+            return judge(queued.entry, error)
         except ProtocolError as error:
             return Later(str(error))
         return Delivered()
@@ -174,7 +224,8 @@ class Relay:
         try:
             job = await self._client.read_job(entry.job_id)
         except QueueRefusedError as error:
-            return Disowned(str(error))
+            # Anything but the API's own 403 says nothing of whose the job is.
+            return Disowned(str(error)) if error.status == 403 else Later(str(error))
         # A cancelled job has a result only once it was completed as such.
         if job.status in FINAL_STATUSES or (job.status == "cancelled" and job.result is not None):
             said = queued.attempts > 0  # by an earlier attempt whose answer was lost
@@ -183,8 +234,20 @@ class Relay:
             if entry.kind is not Kind.COMPLETE:  # a release would queue it again
                 return Disowned("the job is cancelled")
             entry = _as_cancelled(entry)
-        await self._send(entry)
+        await self._send_shortened(entry)
         return Delivered()
+
+    async def _send_shortened(self, entry: Entry) -> None:
+        """A result that something on the way finds too large is sent with less output."""
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                return await self._send(entry)
+            except QueueRefusedError as error:
+                shorter = shortened(entry) if error.status == 413 else None
+                if shorter is None:
+                    raise
+                entry = shorter
 
     async def _create_and_send(self, queued: QueuedEntry) -> Verdict:
         """The row is not there: the app refuses a create with a server that it does not have."""
@@ -196,7 +259,7 @@ class Relay:
         except QueueRefusedError as error:
             return Parked(str(error))
         except QueueUnavailableError as error:
-            return judge(entry, queued.attempts, error)
+            return judge(entry, error)
         except ProtocolError as error:
             return Later(str(error))
         return Delivered()
@@ -230,6 +293,21 @@ class Relay:
             case Disowned(reason):
                 await self._database.run(partial(self._outbox.drop_job, queued.entry.job_id))
                 log.warning("job_disowned", **fields, reason=reason)
+
+
+def shortened(entry: Entry) -> Entry | None:
+    """A `complete` with half of its output, from the middle; None when there is none left."""
+    if entry.kind is not Kind.COMPLETE:
+        return None
+    body = msgspec.json.decode(entry.body)
+    output = body["output"]
+    if not any(output.values()):
+        return None
+    for stream, text in output.items():
+        quarter = len(text) // 4
+        dropped = f"\n[cronium] ... {len(text) - 2 * quarter} characters left out ...\n"
+        output[stream] = text[:quarter] + dropped + text[-quarter:] if quarter > 100 else ""
+    return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))
 
 
 def _as_cancelled(entry: Entry) -> Entry:

@@ -7,7 +7,7 @@ from worker.api import wire
 from worker.clock import rfc3339
 from worker.dispatch.output import Capture, interleave
 from worker.dispatch.plan import Plan, PlannedExecution
-from worker.dispatch.result import JobResult, JobStatus, Outcome, ServerResult
+from worker.dispatch.result import EXIT_CODES, JobResult, JobStatus, Outcome, ServerResult
 from worker.remote.frames import Stream
 from worker.state.outbox import Entry, Kind
 
@@ -120,6 +120,17 @@ def fail_entry(job_id: str, error: str, *, now: int) -> Entry:
     """A job that never ran."""
     body = wire.FailBody(error=clean_text(error), exit_code=1, timestamp=rfc3339(now))
     return Entry(job_id, Kind.FAIL, job_id, wire.encode(body))
+
+
+def cancelled_entry(job_id: str, message: str, now: int) -> Entry:
+    """A cancelled job whose results are not known."""
+    body = wire.CompleteBody(
+        status=JobStatus.CANCELLED,
+        exit_code=EXIT_CODES[Outcome.CANCELLED],
+        output=wire.OutputBody(stderr=f"[cronium] CANCELLED: {message}\n"),
+        timestamp=rfc3339(now),
+    )
+    return Entry(job_id, Kind.COMPLETE, job_id, wire.encode(body))
 
 
 def release_entry(job_id: str, message: str) -> Entry:

@@ -12,7 +12,6 @@ from worker import __version__
 from worker.api.client import QueueClient, open_client
 from worker.api.wire import CapacityBody
 from worker.database import Database
-from worker.dispatch.server import Remote
 from worker.errors import ProtocolError, QueueError
 from worker.intake import Intake
 from worker.jobs import Jobs
@@ -20,6 +19,7 @@ from worker.relay import Relay
 from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
+from worker.remote.session import Remote
 from worker.settings import Settings
 from worker.state.directory import HEARTBEAT
 from worker.state.outbox import Outbox
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 15.0
 # What is left in the outbox then is sent at the next start.
 FLUSH_SECONDS = 10.0
+# The runner's grace of 5 s, and the time to hear of it and to say so.
+CANCEL_SECONDS = 20.0
 
 
 class Service:
@@ -38,13 +40,14 @@ class Service:
         self._relay = Relay(client, Outbox(database), database)
         artifact = load_artifact()
         remote = Remote(
-            settings,
             Connector(settings.ssh, database),
             Deployments(
                 database, artifact, verify_after_seconds=settings.ssh.runner_verify_after_seconds
             ),
         )
-        self._jobs = Jobs(client, self._relay, remote)
+        # Where the drain sets its limit; there is nothing to limit before.
+        self._jobs_scope = trio.CancelScope()
+        self._jobs = Jobs(client, self._relay, remote, settings)
         self._intake = Intake(
             client,
             self._relay,
@@ -68,7 +71,11 @@ class Service:
                     await drain.wait()
                     log.info("draining", jobs=len(self._jobs.ids))
                     claiming.cancel_scope.cancel()
-                jobs.cancel_scope.deadline = trio.current_time() + self._settings.jobs.drain_seconds
+                self._jobs_scope = jobs.cancel_scope
+                self._jobs_scope.deadline = trio.current_time() + self._settings.jobs.drain_seconds
+            # The poll that was cut off may have been granted jobs.
+            with trio.move_on_after(FLUSH_SECONDS):
+                await self._intake.release_orphans()
             with trio.move_on_after(FLUSH_SECONDS) as flush:
                 await self._relay.wait_empty()
             if flush.cancelled_caught:
@@ -76,11 +83,14 @@ class Service:
             support.cancel_scope.cancel()
 
     def cancel_jobs(self) -> None:
+        """End what runs, and give that the time it takes."""
         self._jobs.cancel_all()
+        self._jobs_scope.deadline = trio.current_time() + CANCEL_SECONDS
 
     async def _beat_forever(self) -> NoReturn:
         """Name every job that the API has not heard the end of; learn which were cancelled."""
         file = self._settings.state_dir / HEARTBEAT
+        next_beat = trio.current_time()
         while True:
             await trio.to_thread.run_sync(file.touch)
             pending = await self._relay.pending_jobs()
@@ -97,7 +107,8 @@ class Service:
             else:
                 for job_id in cancelled:
                     self._jobs.cancel(job_id)
-            await trio.sleep(HEARTBEAT_SECONDS)
+            next_beat = max(next_beat + HEARTBEAT_SECONDS, trio.current_time())
+            await trio.sleep_until(next_beat)
 
 
 async def serve(settings: Settings, database: Database, worker_id: str) -> None:
@@ -106,10 +117,12 @@ async def serve(settings: Settings, database: Database, worker_id: str) -> None:
     The first signal drains, the second cancels what runs, the third ends the process at once.
     """
     async with (
-        trio_asyncio.open_loop(),
+        trio_asyncio.open_loop() as loop,
         open_client(settings.api, worker_id) as client,
         trio.open_nursery() as nursery,
     ):
+        # trio-asyncio would end the worker for what asyncio only reports.
+        loop.set_exception_handler(_log_stray)
         service = Service(settings, client, database)
         drain = trio.Event()
         nursery.start_soon(_obey_signals, service, drain)
@@ -117,6 +130,10 @@ async def serve(settings: Settings, database: Database, worker_id: str) -> None:
         await service.run(drain)
         log.info("worker_stopped")
         nursery.cancel_scope.cancel()
+
+
+def _log_stray(_loop: object, context: dict[str, object]) -> None:
+    log.error("asyncio_error", error=repr(context.get("exception") or context.get("message")))
 
 
 async def _obey_signals(service: Service, drain: trio.Event) -> None:

@@ -149,7 +149,7 @@ def test_a_worker_killed_while_a_script_runs_costs_neither_run_nor_output(
     site: Site, sshd: Sshd, tmp_path: Path
 ) -> None:
     starts, go = tmp_path / "starts", tmp_path / "go"
-    site.start_queue(lease="1s")
+    site.start_queue()  # whose lease is longer than this test waits
     name = site.add(sshd.server)
     first = site.start_worker()
     job_id = site.submit(
@@ -161,6 +161,28 @@ def test_a_worker_killed_while_a_script_runs_costs_neither_run_nor_output(
     first.wait()
     go.touch()
     site.start_worker()
+
+    report = site.finished(job_id)
+    assert report.executions[0].output == "before\nafter\n"
+    assert starts.read_text() == "x\n"
+
+
+def test_another_worker_takes_over_from_one_that_is_gone_for_good(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue(lease="1s")
+    name = site.add(sshd.server)
+    first = site.start_worker()
+    job_id = site.submit(
+        f"echo x >>{starts}; echo before; until [ -e {go} ]; do sleep 0.05; done; echo after", name
+    )
+    wait_for(starts.exists, "the script's start")
+
+    first.process.kill()
+    first.wait()
+    go.touch()
+    site.start_worker(state="another-state")
 
     report = site.finished(job_id)
     assert report.executions[0].output == "before\nafter\n"

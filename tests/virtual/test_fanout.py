@@ -33,6 +33,9 @@ class Child:
         self._note("ran")
         return ServerResult(self.name, self.name, self.name, self.outcome, 0, 0, 0)
 
+    async def yield_connection(self) -> None:
+        await trio.sleep_forever()
+
     async def clean_up(self) -> None:
         await trio.sleep(5)
         self._note("cleaned up")

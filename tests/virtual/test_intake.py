@@ -162,7 +162,7 @@ async def test_a_malformed_job_is_refused_and_its_neighbours_run(
         await trio.sleep(1)
         assert intake.free_slots == 3
 
-    assert jobs.started == ["a", "z"]
+    assert sorted(jobs.started) == ["a", "z"]
     assert jobs.refused == [("bad", fault)]
 
 

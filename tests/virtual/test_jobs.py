@@ -11,11 +11,11 @@ from trio.testing import MockClock
 
 from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
 from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
-from worker.dispatch.server import Remote
 from worker.jobs import Jobs
 from worker.remote.connection import Connection
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
+from worker.remote.session import Remote
 from worker.settings import load
 
 SETTINGS = load(
@@ -31,8 +31,15 @@ class BlackHole:
     """A network in which no server answers; counts the connections that are wanted."""
 
     def __init__(self) -> None:
-        self.is_crowded = False
         self.open = 0
+
+    async def crowded(self) -> None:
+        await trio.sleep_forever()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        await trio.lowlevel.checkpoint()
+        yield
 
     @asynccontextmanager
     async def connection(self, *_args: object) -> AsyncIterator[Connection]:
@@ -65,8 +72,8 @@ def network() -> BlackHole:
 
 @pytest.fixture
 def jobs(rig: Rig, network: BlackHole) -> Jobs:
-    remote = Remote(SETTINGS, cast("Connector", network), cast("Deployments", None))
-    return Jobs(rig.queue.client, rig.relay, remote)
+    remote = Remote(cast("Connector", network), cast("Deployments", None))
+    return Jobs(rig.queue.client, rig.relay, remote, SETTINGS)
 
 
 def a_server(number: int, *, password: str | None = "pass") -> msgspec.Raw:  # noqa: S107

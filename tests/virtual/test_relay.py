@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
 from worker.errors import ProtocolError, QueueUnavailableError
-from worker.relay import MOST_PAUSE_SECONDS, pause_seconds
+from worker.relay import MOST_PAUSE_SECONDS, ROW_ATTEMPTS, pause_seconds
 from worker.state.outbox import Entry, Kind
 
 UNAUTHORIZED = QueueUnavailableError("the queue API answered 401", 401)
@@ -85,12 +85,29 @@ async def test_a_job_is_read_before_its_end_is_told(autojump_clock: MockClock, r
         assert in_order([("read", job_id), (method, job_id)], rig.queue.said())
 
 
+def outage_of_reads(rig: Rig, attempts: int) -> None:
+    """The API answers nothing else either while a row fails so often."""
+    rig.queue.fault("read", "job_1", *[NO_ANSWER] * max(0, attempts - ROW_ATTEMPTS + 1))
+
+
+async def test_a_row_that_fails_while_the_api_answers_does_not_hold_up_the_jobs_end(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("update", "e1", *[BUSY] * 1000)
+
+    await delivered(rig, create("e1"), update("e1"), complete())
+
+    assert rig.queue.completions == [("job_1", "completed")]
+    assert len(rig.parked()) == 1
+
+
 @pytest.mark.parametrize("fault", [NO_ANSWER, BUSY, UNAUTHORIZED, NONSENSE])
 @pytest.mark.parametrize("at", ["create", "update", "complete"])
 async def test_what_fails_for_a_passing_reason_is_tried_until_it_succeeds(
     autojump_clock: MockClock, rig: Rig, at: str, fault: Exception
 ) -> None:
     rig.queue.fault(at, "job_1" if at == "complete" else "e1", *[fault] * 20)
+    outage_of_reads(rig, 20 if at != "complete" else 0)
 
     await delivered(rig, create("e1"), update("e1"), complete())
 
@@ -114,6 +131,7 @@ async def test_entries_keep_their_order_over_failures(autojump_clock: MockClock,
 
 async def test_pauses_grow_and_have_a_bound(autojump_clock: MockClock, rig: Rig) -> None:
     rig.queue.fault("create", "e1", *[NO_ANSWER] * 30)
+    outage_of_reads(rig, 30)
 
     await delivered(rig, create("e1"))
 
@@ -273,6 +291,7 @@ async def test_an_outage_of_an_hour_loses_no_row(autojump_clock: MockClock, rig:
     began = trio.current_time()
     faults: list[Fault] = [BUSY, NO_ANSWER] * 200
     rig.queue.fault("create", "e1", *faults)
+    outage_of_reads(rig, len(faults))
 
     await delivered(rig, create("e1"), update("e1"), complete(), within=86400)
 
@@ -365,3 +384,28 @@ async def test_an_idle_relay_asks_nothing(autojump_clock: MockClock, rig: Rig) -
         await rig.relay.run()
 
     assert rig.queue.calls == []
+
+
+async def test_a_result_that_is_too_large_for_the_way_is_sent_with_less_output(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", *[refused(413)] * 3)
+    body = {"status": "completed", "exitCode": 0, "output": {"stdout": "x" * 8000, "stderr": ""}}
+
+    await delivered(rig, Entry("job_1", Kind.COMPLETE, "job_1", json.dumps(body).encode()))
+
+    sent = [call.body for call in rig.queue.calls if call.method == "complete"]
+    sizes = [len(each["output"]["stdout"]) for each in sent]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 2000
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_a_result_that_is_too_large_without_any_output_is_parked(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", *[refused(413)] * 100)
+
+    await delivered(rig, complete())
+
+    assert len(rig.parked()) == 1

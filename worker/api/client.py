@@ -20,14 +20,20 @@ T = TypeVar("T")
 
 # Output over about 100 kB makes the app's call take 3 s longer; a slow database more.
 CALL_SECONDS = 30.0
+# Less than the pause between two: one that hangs must not cost the lease.
+HEARTBEAT_SECONDS = 10.0
 # RFC 7240 preference: how long the queue may hold a poll that has nothing to give.
 WAIT_SECONDS = 25
 
 # 401 is here because a token that was changed comes back: its file is read again.
 _ASK_AGAIN = frozenset((401, 408, 425, 429))
 
+# Whoever says these means this body, or this very call.
+_FINAL = frozenset((409, 413))
+
 _job_answer = msgspec.json.Decoder(wire.JobAnswerBody)
 _heartbeat_answer = msgspec.json.Decoder(wire.HeartbeatAnswerBody)
+_orphans = msgspec.json.Decoder(tuple[wire.OrphanBody, ...])
 _error = msgspec.json.Decoder(wire.ErrorBody)
 
 
@@ -68,6 +74,11 @@ class QueueClient:
         response = await self._call("POST", f"jobs/{_segment(job_id)}/acknowledge", body)
         return _decode(_job_answer, response).job
 
+    async def orphaned(self) -> tuple[str, ...]:
+        """The jobs claimed or running under this worker's id, 100 at most."""
+        response = await self._call("GET", f"jobs/orphaned?orchestratorId={self._worker_id}")
+        return tuple(row.id for row in _decode(_orphans, response))
+
     async def report_running(self, job_id: str) -> None:
         body = wire.StatusBody(status="running", timestamp=rfc3339(now_ms()))
         await self._call("PUT", f"jobs/{_segment(job_id)}/status", body)
@@ -97,7 +108,9 @@ class QueueClient:
             running_jobs=running_jobs,
             capacity=capacity,
         )
-        response = await self._call("POST", "orchestrator/heartbeat", body)
+        response = await self._call(
+            "POST", "orchestrator/heartbeat", body, seconds=HEARTBEAT_SECONDS
+        )
         return _decode(_heartbeat_answer, response).cancelled_jobs
 
     async def _call(
@@ -110,19 +123,22 @@ class QueueClient:
         seconds: float = CALL_SECONDS,
     ) -> httpx.Response:
         content = wire.encode(body) if isinstance(body, wire.Body) else body
+        used = self._token
         response = await self._send(method, path, content, headers or {}, seconds)
         if response.status_code == HTTPStatus.UNAUTHORIZED:
-            fresh = self._source.read()
-            if fresh != self._token:
-                self._token = fresh
+            self._token = self._source.read()
+            if self._token != used:
                 response = await self._send(method, path, content, headers or {}, seconds)
         if response.is_success:
             return response
         message = _message(response)
         status = response.status_code
-        if status in _ASK_AGAIN or response.is_server_error:
-            raise QueueUnavailableError(f"the queue API answered {status}: {message}", status)
-        raise QueueRefusedError(status, message)
+        # The API says why; a gateway that does not know the route for a while does not.
+        passes = status in _ASK_AGAIN or response.is_server_error
+        if passes or (message is None and status not in _FINAL):
+            reason = message or response.reason_phrase
+            raise QueueUnavailableError(f"the queue API answered {status}: {reason}", status)
+        raise QueueRefusedError(status, message or response.reason_phrase)
 
     async def _send(
         self, method: str, path: str, content: bytes | None, headers: dict[str, str], seconds: float
@@ -162,12 +178,12 @@ def _segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _message(response: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str | None:
+    """What the API itself says of its refusal; None if that was not the API."""
     try:
-        message = _error.decode(response.content).error
+        return _error.decode(response.content).error[:300] or None
     except wire.UNDECODABLE:
-        message = ""
-    return (message or response.reason_phrase)[:300]
+        return None
 
 
 def _decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:

@@ -20,6 +20,10 @@ class Body(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True
     """What every body shares: camelCase on the wire; unknown fields are ignored, so that the
     other side can add some first; a missing or ill-typed one is refused by name."""
 
+    def __repr__(self) -> str:
+        """Without the fields: some are credentials, all may hold them."""
+        return f"<{type(self).__name__}>"
+
 
 class ServerBody(Body, frozen=True, kw_only=True):
     """One entry of `metadata.servers`, or `target.serverDetails`.
@@ -122,6 +126,12 @@ class JobRowBody(Body, frozen=True, kw_only=True):
     id: str
     status: str
     result: Any = None
+
+
+class OrphanBody(Body, frozen=True, kw_only=True):
+    """An element of the bare array that GET `jobs/orphaned` answers; a raw row."""
+
+    id: str
 
 
 class JobAnswerBody(Body, frozen=True, kw_only=True):
