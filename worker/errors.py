@@ -88,6 +88,10 @@ class DeployError(SshError):
     """The runner could not be put on the server."""
 
 
+class SupersededError(SshError):
+    """Somebody else has attached to the run; the newest wins."""
+
+
 class RunForgottenError(SshError):
     """The run was reported and forgotten before; it is not started a second time."""
 

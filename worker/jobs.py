@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NoReturn
 
 import structlog
 import trio
@@ -46,8 +47,15 @@ class _Flight:
         self.is_settled = False
         # It has heard: what is left is to clean up.
         self.is_over = False
+        # Around all that is done on servers.
+        self.scope = trio.CancelScope()
         self._free_slot = free_slot
         self._holds_slot = True
+
+    def disown(self) -> None:
+        """The job is another's now, or over: leave its runs alone and say nothing of it."""
+        self.is_settled = self.is_over = True
+        self.scope.cancel()
 
     def free_slot(self) -> None:
         if self._holds_slot:
@@ -153,6 +161,7 @@ class Jobs:
                 self._settings,
                 credentials=credentials,
                 cancelled=flight.cancelled,
+                still_ours=partial(self._still_ours, plan.job_id, flight),
                 order=order,
             )
             for execution in plan.executions
@@ -161,7 +170,40 @@ class Jobs:
         async def report(results: tuple[ServerResult, ...]) -> bool:
             return await self._report(plan, results, children, flight, started_at)
 
-        await fan_out(children, report)
+        with flight.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_forever, plan.job_id, flight)
+                await fan_out(children, report)
+                nursery.cancel_scope.cancel()
+        if flight.scope.cancelled_caught:
+            await self._relay.drop(plan.job_id)
+
+    async def _look_forever(self, job_id: str, flight: _Flight) -> NoReturn:
+        """Learn of a cancel, and of a job that is no longer ours, from the job itself."""
+        while True:
+            await trio.sleep(self._settings.jobs.cancel_poll_seconds)
+            if not flight.is_settled:
+                await self._still_ours(job_id, flight)
+
+    async def _still_ours(self, job_id: str, flight: _Flight) -> bool:
+        """Whether the job is, as far as is known; an API that does not answer says nothing."""
+        try:
+            job = await self._client.read_job(job_id)
+        except QueueRefusedError as error:
+            if error.status != 403:
+                return True
+            reason = str(error)
+        except (QueueUnavailableError, ProtocolError):
+            return True
+        else:
+            if job.status == "cancelled":
+                flight.cancelled.set()
+            if job.status not in FINAL_STATUSES:
+                return True
+            reason = f"the job is {job.status}"
+        log.warning("job_disowned", job_id=job_id, reason=reason)
+        flight.disown()
+        return False
 
     async def _may_start(self, plan: Plan, flight: _Flight) -> bool:
         """Whether the job is still ours; an API that has stopped answering does not hold it up."""

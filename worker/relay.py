@@ -116,6 +116,10 @@ class Relay:
         """Make way for a new claim; whether the job's end is in the outbox already."""
         return await self._database.run(partial(self._outbox.supersede, job_id))
 
+    async def drop(self, job_id: str) -> None:
+        """Say nothing more of a job that is not ours."""
+        await self._database.run(partial(self._outbox.drop_job, job_id))
+
     async def wait_said(self, job_id: str) -> None:
         """Until nothing is left to say of that job."""
         while job_id in await self._database.run(self._outbox.pending_jobs):

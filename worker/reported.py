@@ -1,6 +1,7 @@
 """One execution with its row at the API and its lines in the log."""
 
 import itertools
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -39,6 +40,7 @@ class ReportedExecution:
         *,
         credentials: Credentials,
         cancelled: trio.Event,
+        still_ours: Callable[[], Awaitable[bool]],
         order: "itertools.count[int]",
     ) -> None:
         self._plan = plan
@@ -57,6 +59,7 @@ class ReportedExecution:
             settings,
             credentials=credentials,
             cancelled=cancelled,
+            still_ours=still_ours,
             started=self._started.set,
             sink=self._take_output,
         )

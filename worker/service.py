@@ -20,7 +20,7 @@ from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
 from worker.remote.session import Remote
-from worker.settings import Settings
+from worker.settings import DrainPolicy, Settings
 from worker.state.directory import HEARTBEAT
 from worker.state.outbox import Outbox
 
@@ -47,6 +47,7 @@ class Service:
         )
         # Where the drain sets its limit; there is nothing to limit before.
         self._jobs_scope = trio.CancelScope()
+        self._cancelling = False
         self._jobs = Jobs(client, self._relay, remote, settings)
         self._intake = Intake(
             client,
@@ -56,11 +57,11 @@ class Service:
             batch_size=settings.jobs.poll_batch_size,
         )
 
-    async def run(self, drain: trio.Event) -> None:
+    async def run(self, drain: trio.Event) -> bool:
         """Claim and run jobs until `drain` is set, then let them finish within the drain limit.
 
         The nurseries nest in the order in which things must end: claims, then jobs, then what
-        tells the API of them. A job that is still running at the limit is handed over.
+        tells the API of them. Whether the API has heard all that it must.
         """
         async with trio.open_nursery() as support:
             support.start_soon(self._relay.run)
@@ -72,7 +73,7 @@ class Service:
                     log.info("draining", jobs=len(self._jobs.ids))
                     claiming.cancel_scope.cancel()
                 self._jobs_scope = jobs.cancel_scope
-                self._jobs_scope.deadline = trio.current_time() + self._settings.jobs.drain_seconds
+                support.start_soon(self._limit_drain)
             # The poll that was cut off may have been granted jobs.
             with trio.move_on_after(FLUSH_SECONDS):
                 await self._intake.release_orphans()
@@ -81,9 +82,19 @@ class Service:
             if flush.cancelled_caught:
                 log.warning("outbox_not_empty", jobs=len(await self._relay.pending_jobs()))
             support.cancel_scope.cancel()
+        return not flush.cancelled_caught
+
+    async def _limit_drain(self) -> None:
+        """What still runs at the drain's limit is handed over, or ended, as is configured."""
+        await trio.sleep(self._settings.jobs.drain_seconds)
+        if self._settings.jobs.drain_policy is DrainPolicy.CANCEL:
+            self.cancel_jobs()
+        elif not self._cancelling:
+            self._jobs_scope.cancel()
 
     def cancel_jobs(self) -> None:
         """End what runs, and give that the time it takes."""
+        self._cancelling = True
         self._jobs.cancel_all()
         self._jobs_scope.deadline = trio.current_time() + CANCEL_SECONDS
 
@@ -111,8 +122,8 @@ class Service:
             await trio.sleep_until(next_beat)
 
 
-async def serve(settings: Settings, database: Database, worker_id: str) -> None:
-    """The whole worker, until a signal has drained it.
+async def serve(settings: Settings, database: Database, worker_id: str) -> bool:
+    """The whole worker, until a signal has drained it; whether the API has heard all it must.
 
     The first signal drains, the second cancels what runs, the third ends the process at once.
     """
@@ -127,9 +138,10 @@ async def serve(settings: Settings, database: Database, worker_id: str) -> None:
         drain = trio.Event()
         nursery.start_soon(_obey_signals, service, drain)
         log.info("worker_started", version=__version__, endpoint=settings.api.endpoint)
-        await service.run(drain)
+        all_said = await service.run(drain)
         log.info("worker_stopped")
         nursery.cancel_scope.cancel()
+    return all_said
 
 
 def _log_stray(_loop: object, context: dict[str, object]) -> None:

@@ -29,6 +29,11 @@ class ExitCodePolicy(StrEnum):
     PARTIAL100 = "partial100"
 
 
+class DrainPolicy(StrEnum):
+    HANDOVER = "handover"
+    CANCEL = "cancel"
+
+
 class LogFormat(StrEnum):
     AUTO = "auto"
     JSON = "json"
@@ -72,6 +77,8 @@ class JobSettings:
     max_concurrent: int
     poll_batch_size: int
     drain_seconds: float
+    drain_policy: DrainPolicy
+    cancel_poll_seconds: float
     exit_code_policy: ExitCodePolicy
     output_limit_bytes: int
     run_max_output_bytes: int
@@ -330,10 +337,25 @@ MAX_EXECUTION_TIMEOUT = Variable(
 )
 DRAIN_TIMEOUT = Variable(
     "CRONIUM_DRAIN_TIMEOUT",
-    "how long running jobs may go on after SIGTERM; what runs longer is handed over",
+    "how long running jobs may go on after SIGTERM",
     "0s to 1d",
     _seconds(0, 86400),
     default="25s",
+)
+DRAIN_POLICY = Variable(
+    "CRONIUM_DRAIN_POLICY",
+    "what becomes of jobs that run longer than the drain: `handover` leaves their runs alone and "
+    "gives them back to the queue, `cancel` ends them",
+    "handover or cancel",
+    _choice(DrainPolicy),
+    default="handover",
+)
+CANCEL_POLL = Variable(
+    "CRONIUM_CANCEL_POLL",
+    "how often a running job is read, to learn that it was cancelled or is another worker's",
+    "1s to 10m",
+    _seconds(1, 600),
+    default="10s",
 )
 EXIT_CODE_POLICY = Variable(
     "CRONIUM_EXIT_CODE_POLICY",
@@ -427,6 +449,8 @@ VARIABLES: tuple[Variable[Any], ...] = (
     CLEANUP_TIMEOUT,
     MAX_EXECUTION_TIMEOUT,
     DRAIN_TIMEOUT,
+    DRAIN_POLICY,
+    CANCEL_POLL,
     EXIT_CODE_POLICY,
     OUTPUT_LIMIT,
     RUN_MAX_OUTPUT,
@@ -514,6 +538,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             "max_concurrent": read(JOBS_MAX_CONCURRENT),
             "poll_batch_size": read(JOBS_POLL_BATCH_SIZE),
             "drain_seconds": read(DRAIN_TIMEOUT),
+            "drain_policy": read(DRAIN_POLICY),
+            "cancel_poll_seconds": read(CANCEL_POLL),
             "exit_code_policy": read(EXIT_CODE_POLICY),
             "output_limit_bytes": read(OUTPUT_LIMIT),
             "run_max_output_bytes": read(RUN_MAX_OUTPUT),

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.queue_rig import running_queue
-from tests.worker_rig import WorkerRig, running_worker, worker_on
+from tests.worker_rig import WorkerRig, outcomes, running_worker, worker_on
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import Sshd
@@ -179,3 +179,70 @@ async def test_a_claim_that_is_answered_while_the_worker_drains_goes_back_to_the
             rig.drain.set()
 
         assert queue.status(job_id) == "queued"
+
+
+def give_to_another(rig: WorkerRig, job_id: str) -> None:
+    with rig.queue.store.database.transaction() as tx:
+        tx.execute("UPDATE jobs SET orchestrator_id = 'other' WHERE id = ?", (job_id,))
+
+
+async def test_a_job_that_is_anothers_now_is_left_alone_while_it_runs(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+
+            give_to_another(rig, job_id)
+            await until_idle(rig)
+
+        assert rig.queue.status(job_id) == "running"
+        assert len(runs(sshd)) == 1
+        assert sshd.processes()
+        assert rig.rows("SELECT * FROM outbox") == []
+
+
+async def test_a_cancel_is_learned_of_from_the_job_where_heartbeats_do_not_tell(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.HEARTBEAT_SECONDS", 600)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+
+            rig.queue.store.cancel(job_id, now_ms())
+            report = await rig.finished(job_id)
+
+    assert report.job.status == "cancelled"
+    assert outcomes(report) == {names[0]: ("cancelled", 130)}
+
+
+async def test_of_two_workers_on_one_run_the_newer_reports_and_the_older_lets_go(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    # With its one slot taken the older one claims nothing more.
+    async with running_worker(tmp_path, {"CRONIUM_JOBS_MAX_CONCURRENT": "1"}) as older:
+        names = older.add(sshd.server)
+        with trio.fail_after(30):
+            job_id = older.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            # As a lease that ran out while the older one was stopped.
+            with older.queue.store.database.transaction() as tx:
+                tx.execute(
+                    "UPDATE jobs SET status = 'queued', orchestrator_id = NULL WHERE id = ?",
+                    (job_id,),
+                )
+            async with worker_on(older.queue, tmp_path / "state-2") as newer:
+                await until_idle(older)
+                go.touch()
+                report = await newer.finished(job_id)
+
+    assert report.executions[0].output == "out\n"
+    assert mark.read_text() == "x\n"

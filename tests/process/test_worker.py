@@ -1,5 +1,6 @@
 """The worker as a process: its start, its signals, and what it survives."""
 
+import json
 import os
 import re
 import signal
@@ -110,6 +111,46 @@ def test_a_second_signal_cancels_what_runs(site: Site, sshd: Sshd, tmp_path: Pat
     wait_for(lambda: not sshd.processes(), "the end of the run's processes")
 
 
+def test_the_drain_can_end_what_runs_too_long(site: Site, sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(DRAIN_TIMEOUT="0", DRAIN_POLICY="cancel")
+    job_id = site.submit(f"echo begun; touch {mark}; sleep 600", name)
+    wait_for(mark.exists, "the script's start")
+
+    worker.process.terminate()
+
+    assert worker.wait() == 0
+    report = site.finished(job_id)
+    assert (report.job.status, report.executions[0].output) == ("cancelled", "begun\n")
+    wait_for(lambda: not sshd.processes(), "the end of the run's processes")
+
+
+def test_a_hand_over_that_the_api_did_not_hear_of_exits_75_and_is_made_up_for(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker(DRAIN_TIMEOUT="0")
+    job_id = site.submit(
+        f"echo x >>{starts}; until [ -e {go} ]; do sleep 0.05; done; echo done", name
+    )
+    wait_for(starts.exists, "the script's start")
+
+    site.stop_queue()
+    first.process.terminate()
+    code = first.wait()
+    go.touch()
+    site.start_queue()
+    site.start_worker()
+
+    assert code == 75
+    assert site.finished(job_id).executions[0].output == "done\n"
+    assert starts.read_text() == "x\n"
+
+
 def test_a_third_signal_ends_it_at_once(site: Site, sshd: Sshd, tmp_path: Path) -> None:
     mark = tmp_path / "started"
     site.start_queue()
@@ -187,6 +228,54 @@ def test_another_worker_takes_over_from_one_that_is_gone_for_good(
     report = site.finished(job_id)
     assert report.executions[0].output == "before\nafter\n"
     assert starts.read_text() == "x\n"
+
+
+def test_the_jobs_of_a_worker_whose_state_is_lost_are_freed_by_its_id(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker(state="lost")
+    job_id = site.submit(f"echo x >>{starts}; until [ -e {go} ]; do sleep 0.05; done", name)
+    wait_for(starts.exists, "the script's start")
+    lost_id = first.log()[0]["worker_id"]
+    first.process.kill()
+    first.wait()
+
+    listed = site.command("orphans", "--of", lost_id, "--json")
+    freed = site.command("orphans", "--of", lost_id, "--release")
+    none = site.command("orphans", "--of", lost_id, "--json")
+    go.touch()
+    site.start_worker(state="new")
+
+    assert json.loads(listed.stdout) == [job_id]
+    assert (freed.returncode, freed.stdout) == (0, f"{job_id}\n")
+    assert json.loads(none.stdout) == []
+    assert site.finished(job_id).job.status == "completed"
+    assert starts.read_text() == "x\n"
+
+
+def test_orphans_of_a_running_worker_are_its_own_to_free(site: Site) -> None:
+    site.start_queue()
+    worker = site.start_worker()
+    worker.wait_for_event("worker_started")
+
+    done = site.command("orphans")
+
+    assert done.returncode == 75
+    assert f"pid {worker.pid}" in done.stderr
+
+
+def test_a_command_that_needs_the_api_exits_69_without_it(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        site.port = taken.getsockname()[1]
+
+    done = site.command("orphans", "--of", "somebody")
+
+    assert done.returncode == 69
+    assert "cannot be reached" in done.stderr
 
 
 def test_an_api_that_is_not_there_yet_is_waited_for(site: Site, sshd: Sshd) -> None:

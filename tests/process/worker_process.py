@@ -96,6 +96,16 @@ class Site:
         self._processes.append(process)
         return WorkerProcess(process, log_file)
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`cronium-worker` with these arguments and a worker's settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "worker", *arguments],
+            env=self.environment("state", {}),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+        )
+
     def environment(self, state: str, environ: Mapping[str, str]) -> dict[str, str]:
         return {
             **_bare_environment(),

@@ -9,6 +9,7 @@ from worker import __version__
 # Name of the command: module that has a click command of the same name.
 COMMANDS = {
     "run": "worker.cli.run",
+    "orphans": "worker.cli.orphans",
     "queue": "worker.cli.queue",
     "demo": "worker.cli.demo",
 }
@@ -34,5 +35,6 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Run Cronium's jobs on servers over SSH.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 try again later.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 69 service unavailable, 75 try
+    again later.
     """

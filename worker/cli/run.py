@@ -60,9 +60,12 @@ def run() -> None:
             for warning in settings.unknown_variables(os.environ):
                 structlog.get_logger().warning("unknown_variable", message=warning)
             try:
-                trio.run(partial(serve, loaded, database, name))
+                all_said = trio.run(partial(serve, loaded, database, name))
             finally:
                 writer.close()
+        if not all_said:
+            # What is left is said at the next start on this state.
+            sys.exit(EXIT_TRY_AGAIN)
     except StateLockedError as error:
         click.echo(f"cronium-worker: {error}", err=True)
         sys.exit(EXIT_TRY_AGAIN)

@@ -18,6 +18,7 @@ from worker.errors import (
     RunnerMissingError,
     RunRefusedError,
     SshError,
+    SupersededError,
     WorkerError,
 )
 from worker.remote.credentials import Credentials
@@ -60,7 +61,7 @@ class ServerExecution:
 
     `run` says how the execution ended, `clean_up` forgets the run on the server, `close` gives
     up the connection; a run that goes on is not touched by that. `started` is called when the
-    script is known to run, `sink` with what it prints.
+    script is known to run, `sink` with what it prints, `still_ours` when somebody else attaches.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ServerExecution:
         *,
         credentials: Credentials,
         cancelled: trio.Event,
+        still_ours: Callable[[], Awaitable[bool]],
         started: Callable[[], None],
         sink: OutputSink,
     ) -> None:
@@ -79,6 +81,7 @@ class ServerExecution:
         self._execution = execution
         self._settings = settings
         self._cancelled = cancelled
+        self._still_ours = still_ours
         self._started = started
         self._sink = sink
         self._progress = _Progress()
@@ -268,8 +271,15 @@ class ServerExecution:
             while True:
                 try:
                     return await self._take_in(session, attachment, limit)
-                except (ConnectionLostError, ProtocolError, RunnerMissingError) as error:
+                except (
+                    ConnectionLostError,
+                    ProtocolError,
+                    RunnerMissingError,
+                    SupersededError,
+                ) as error:
                     failure = error
+                if isinstance(failure, SupersededError) and not await self._still_ours():
+                    await trio.sleep_forever()  # whoever asked cancels the whole job
                 log.warning("connection_lost", error=str(failure))
                 if isinstance(failure, RunnerMissingError):
                     await session.drop_runner()
@@ -294,7 +304,7 @@ class ServerExecution:
                 case Ended() as ended:
                     return self._ended(ended)
                 case Superseded():
-                    return self._result(Outcome.LOST, "another worker has attached to the run")
+                    raise SupersededError("another worker has attached to the run")
 
     async def _attach_again(self, session: ServerSession) -> Attachment:
         """Connect for as long as it takes, within the caller's scope; a refusal is final."""

@@ -1,0 +1,93 @@
+"""`cronium-worker orphans`: jobs claimed under a worker's id."""
+
+import json
+import os
+import sys
+from typing import NoReturn
+
+import click
+import trio
+
+from worker import settings
+from worker.api.client import QueueClient, open_client
+from worker.errors import (
+    ProtocolError,
+    QueueError,
+    SettingsError,
+    StateError,
+    StateLockedError,
+)
+from worker.report import release_entry
+from worker.settings import Settings
+from worker.state.directory import open_state
+from worker.state.identity import worker_id
+
+EXIT_CONFIGURATION = 2
+EXIT_UNAVAILABLE = 69
+EXIT_TRY_AGAIN = 75
+
+
+@click.command
+@click.option("--of", "of_id", metavar="ID", help="The id of a worker whose state is lost.")
+@click.option("--release", is_flag=True, help="Give the jobs back to the queue.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
+    """List jobs claimed under this worker's id, or another's, and give them back.
+
+    A worker that starts does so for its own id by itself; this is for one whose state is lost.
+    Its scripts run on, and the worker that claims a job next attaches to them.
+
+    \b
+    Example:
+      cronium-worker orphans --of web-pool-1a2b3c4d --release
+    """
+    try:
+        loaded = settings.load(os.environ)
+        if of_id is not None:
+            ids = trio.run(_orphans, loaded, of_id, release)
+        else:
+            # Under the lock: what a running worker has claimed is not orphaned.
+            with open_state(loaded.state_dir) as database:
+                own = worker_id(database, loaded.orchestrator_id)
+                ids = trio.run(_orphans, loaded, own, release)
+    except SettingsError as error:
+        _fail(str(error), EXIT_CONFIGURATION)
+    except StateLockedError as error:
+        _fail(f"{error}; a running worker gives back its orphans itself", EXIT_TRY_AGAIN)
+    except StateError as error:
+        _fail(str(error), EXIT_CONFIGURATION)
+    except (QueueError, ProtocolError) as error:
+        _fail(str(error), EXIT_UNAVAILABLE)
+    if as_json:
+        click.echo(json.dumps(ids))
+    else:
+        for job_id in ids:
+            click.echo(job_id)
+    click.echo(f"{len(ids)} {'released' if release else 'claimed'}", err=True)
+
+
+async def _orphans(loaded: Settings, of_id: str, release: bool) -> tuple[str, ...]:
+    """The jobs found; all of them given back then, if asked."""
+    async with open_client(loaded.api, of_id) as client:
+        found: list[str] = []
+        while True:
+            ids = [job_id for job_id in await client.orphaned() if job_id not in found]
+            found += ids
+            if not release or not ids:
+                return tuple(found)
+            for job_id in ids:
+                await _release(client, job_id)
+
+
+async def _release(client: QueueClient, job_id: str) -> None:
+    # Read first: it may have ended meanwhile, and a release would queue it once more.
+    job = await client.read_job(job_id)
+    if job.status in ("claimed", "running"):
+        entry = release_entry(job_id, "released by an operator")
+        await client.release(job_id, entry.body)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        click.echo(f"cronium-worker: {line}", err=True)
+    sys.exit(code)
