@@ -36,13 +36,13 @@ def clean_text(text: str) -> str:
     return text.replace("\0", "")
 
 
-def create_entry(plan: Plan, execution: PlannedExecution, *, with_server: bool = True) -> Entry:
+def create_entry(plan: Plan, execution: PlannedExecution) -> Entry:
     """The row of one execution.
 
     The app takes only ids of servers that it has, so others are left out.
     """
     server = execution.server
-    known = with_server and server.id.isascii() and server.id.isdigit()
+    known = server.id.isascii() and server.id.isdigit()
     body = wire.CreateExecutionBody(
         job_id=plan.job_id, server_id=server.id if known else None, server_name=server.name
     )

@@ -146,14 +146,6 @@ def test_a_row_names_its_server_only_by_a_numeric_id(server_id: str, known: bool
     assert body.get("serverId") == (server_id if known else None)
 
 
-def test_a_row_can_be_made_without_a_server() -> None:
-    plan = a_plan("1")
-
-    assert "serverId" not in json.loads(
-        create_entry(plan, plan.executions[0], with_server=False).body
-    )
-
-
 @given(st.binary(max_size=200))
 def test_output_is_made_safe_and_otherwise_left_as_it_is(output: bytes) -> None:
     text = clean(output)
