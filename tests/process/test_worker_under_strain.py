@@ -62,3 +62,38 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_worker(
             time.sleep(0.05)
 
         assert site.status(job_id) == "completed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_job(
+    site: Site, sshd: Sshd, small_disk: Path
+) -> None:
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(state=str(small_disk))
+    worker.wait_for_event("worker_started")
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+    job_id = site.submit("head -c 200000 /dev/zero | tr '\\000' x", name)
+    worker.wait_for_event("state_unwritable")
+    filler.unlink()
+
+    assert site.finished(job_id).executions[0].output == "x" * 200_000
+    assert worker.events("state_writable_again")
+    assert worker.process.poll() is None
