@@ -26,18 +26,18 @@ class Database:
 
     def __init__(self, path: Path | str, migrations: Traversable, *, inline: bool = False) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # Readers (a second shell's `status`) never wait for the writer.
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        # An outbox that can lose a commit in a power cut is no outbox.
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        # Commands such as `queue submit` write to the file beside the server.
-        self._connection.execute("PRAGMA busy_timeout = 10000")
         self._inline = inline
         # Whether the last write waits for room.
         self.is_stuck = False
         self._limiter = trio.CapacityLimiter(1)
         try:
+            # Readers (a second shell's `status`) never wait for the writer.
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            # An outbox that can lose a commit in a power cut is no outbox.
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            # Commands such as `queue submit` write to the file beside the server.
+            self._connection.execute("PRAGMA busy_timeout = 10000")
             self._migrate(migrations)
         except BaseException:
             self._connection.close()

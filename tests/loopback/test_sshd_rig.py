@@ -2,16 +2,20 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import asyncssh
 import pytest
+import trio_asyncio
 
 from tests.conftest import Account
 from worker.demo.asyncssh_server import AsyncsshServer
 from worker.demo.processes import processes_with_home
 from worker.demo.sshd import LocalServer, Sshd, open_sshd, running
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.usefixtures("openssh")
 
@@ -32,6 +36,12 @@ def connect(
     )
 
 
+def by_asyncio(work: Callable[[], Awaitable[T]]) -> T:
+    """As asyncio.run, which a process that has loaded trio-asyncio cannot rely on."""
+    result: T = trio_asyncio.run(trio_asyncio.aio_as_trio(work))
+    return result
+
+
 def ask(server: LocalServer, command: str, password: str | None = None) -> str:
     """Standard output of `command` on `server`, which must accept it and exit 0."""
 
@@ -39,7 +49,7 @@ def ask(server: LocalServer, command: str, password: str | None = None) -> str:
         async with connect(server, password) as connection:
             return str((await connection.run(command, check=True, timeout=5)).stdout)
 
-    return asyncio.run(run())
+    return by_asyncio(run)
 
 
 def test_a_server_has_a_home_of_its_own(sshd: Sshd) -> None:
@@ -106,7 +116,7 @@ def test_commands_have_input_output_and_status_on_either_kind(either: Sshd) -> N
         assert isinstance(done.stderr, bytes)
         return done.stdout, done.stderr, done.returncode
 
-    assert asyncio.run(run()) == (sent, b"over\0", 7)
+    assert by_asyncio(run) == (sent, b"over\0", 7)
 
 
 def test_one_connection_runs_several_commands_at_once_on_either_kind(either: Sshd) -> None:
@@ -124,7 +134,7 @@ def test_one_connection_runs_several_commands_at_once_on_either_kind(either: Ssh
             )
         return [str(one.stdout) for one in done]
 
-    assert asyncio.run(run()) == [f"{n}\n" for n in range(5)]
+    assert by_asyncio(run) == [f"{n}\n" for n in range(5)]
 
 
 def test_a_detached_process_outlives_its_connection_on_either_kind(either: Sshd) -> None:
@@ -141,7 +151,7 @@ def test_a_restart_keeps_port_and_keys_and_ends_no_session(sshd: Sshd) -> None:
             sshd.restart()
             return str((await connection.run("echo still here", timeout=5)).stdout)
 
-    assert asyncio.run(restart_within_a_session()) == "still here\n"
+    assert by_asyncio(restart_within_a_session) == "still here\n"
     assert (sshd.server, sshd.pid != pid) == (before, True)
     assert ask(sshd.server, "echo again") == "again\n"
 
@@ -153,7 +163,7 @@ def test_killed_sessions_break_their_connections(sshd: Sshd) -> None:
             await asyncio.wait_for(connection.wait_closed(), 2)
         return killed
 
-    assert asyncio.run(kill_the_session()) == 1
+    assert by_asyncio(kill_the_session) == 1
     assert ask(sshd.server, "echo again") == "again\n"
 
 
