@@ -27,11 +27,11 @@ class Database:
     def __init__(self, path: Path | str, migrations: Traversable, *, inline: bool = False) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._inline = inline
-        # Whether the last write waits for room.
+        # Whether something waits for room.
         self.is_stuck = False
         self._limiter = trio.CapacityLimiter(1)
         try:
-            # Readers (a second shell's `status`) never wait for the writer.
+            # Readers never wait for the writer.
             self._connection.execute("PRAGMA journal_mode = WAL")
             # An outbox that can lose a commit in a power cut is no outbox.
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -49,6 +49,7 @@ class Database:
         A disk that is full, or fails, is waited for: what would be lost otherwise is what this
         file exists for. Raises StateError if SQLite refuses for a reason that does not pass.
         """
+        waited = False
         while True:
             try:
                 result = await self._run_once(work)
@@ -56,15 +57,16 @@ class Database:
                 raise  # a constraint is the store's own word to its caller
             except sqlite3.Error as error:
                 # The primary code; the rest of it says where within SQLite it came up.
-                if error.sqlite_errorcode & 0xFF not in _PASSING:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
                     raise StateError(f"the database cannot be used: {error}") from error
                 if not self.is_stuck:
                     log.warning("state_unwritable", error=str(error))
-                self.is_stuck = True
+                self.is_stuck = waited = True
             else:
-                if self.is_stuck:
+                # Only who has waited knows: a read succeeds on a full disk.
+                if waited and self.is_stuck:
                     log.info("state_writable_again")
-                self.is_stuck = False
+                    self.is_stuck = False
                 return result
             await trio.sleep(STUCK_SECONDS)
 

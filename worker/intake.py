@@ -105,11 +105,11 @@ class Intake:
         except (QueueError, ProtocolError) as error:
             log.debug("orphans_unknown", error=str(error))
             return False
-        known = {*self._jobs.ids, *self._held, *await self._relay.pending_jobs()}
+        known = {*self._jobs.ids, *self._held, *await self._relay.known_jobs()}
         for job_id in claimed:
             if job_id not in known:
                 log.warning("orphan_released", job_id=job_id)
-                await self._relay.put(release_entry(job_id, "claimed, and never begun"))
+                await self._relay.put(release_entry(job_id, "claimed, but not known to the worker"))
         return True
 
     def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:

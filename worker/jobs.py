@@ -47,6 +47,8 @@ class _Flight:
         self.is_settled = False
         # It has heard: what is left is to clean up.
         self.is_over = False
+        # It is another's, or was over before we could say so.
+        self.is_disowned = False
         # Around all that is done on servers.
         self.scope = trio.CancelScope()
         self._free_slot = free_slot
@@ -54,7 +56,7 @@ class _Flight:
 
     def disown(self) -> None:
         """The job is another's now, or over: leave its runs alone and say nothing of it."""
-        self.is_settled = self.is_over = True
+        self.is_settled = self.is_over = self.is_disowned = True
         self.scope.cancel()
 
     def free_slot(self) -> None:
@@ -103,7 +105,8 @@ class Jobs:
     async def run(self, job: JobBody) -> None:
         """Run an admitted job; when this returns, its end is in the outbox.
 
-        Cancellation hands the job over: its runs go on, and it goes back to the queue.
+        Cancellation hands the job over: its runs go on, and it goes back to the queue, unless
+        the job was cancelled, which is then said of it.
         """
         flight = self._flights[job.id]
         structlog.contextvars.bind_contextvars(job_id=job.id)
@@ -113,7 +116,7 @@ class Jobs:
         finally:
             # Only cancellation comes here unsettled; it may be one of a group, so it is not caught.
             if not flight.is_settled:
-                log.info("job_handed_over", cancelled=flight.cancelled.is_set())
+                log.info("job_cut_short" if flight.cancelled.is_set() else "job_handed_over")
                 with trio.move_on_after(RELEASE_SECONDS, shield=True):
                     await self._relay.put(_parting_entry(job.id, flight))
             flight.free_slot()
@@ -128,8 +131,9 @@ class Jobs:
             await self.refuse(job.id, str(error))
         except Exception as error:  # a fault of ours fails that job, not the worker
             log.exception("job_fault")
-            fault = f"a fault of the worker: {error!r}"
-            await self._relay.put(fail_entry(job.id, fault, now=now_ms()))
+            if not flight.is_settled:
+                fault = f"a fault of the worker: {type(error).__name__}: {error}"
+                await self._relay.put(fail_entry(job.id, fault, now=now_ms()))
 
     async def refuse(self, job_id: str, fault: str) -> None:
         """A job that cannot be run as it stands; the fault names the field."""
@@ -145,7 +149,7 @@ class Jobs:
         if await self._relay.supersede(plan.job_id):
             log.info("result_stored_already")
             return
-        if not await self._may_start(plan, flight):
+        if not await self._may_start(plan):
             return
         started_at = now_ms()
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
@@ -175,7 +179,8 @@ class Jobs:
                 nursery.start_soon(self._look_forever, plan.job_id, flight)
                 await fan_out(children, report)
                 nursery.cancel_scope.cancel()
-        if flight.scope.cancelled_caught:
+        # Not what a new flight of the job, handed out again meanwhile, has to say.
+        if flight.is_disowned and self._flights.get(plan.job_id) is flight:
             await self._relay.drop(plan.job_id)
 
     async def _look_forever(self, job_id: str, flight: _Flight) -> NoReturn:
@@ -197,15 +202,17 @@ class Jobs:
             return True
         else:
             if job.status == "cancelled":
-                flight.cancelled.set()
+                self.cancel(job_id)
             if job.status not in FINAL_STATUSES:
                 return True
             reason = f"the job is {job.status}"
+        if flight.is_settled:
+            return True  # it is over because we have said so
         log.warning("job_disowned", job_id=job_id, reason=reason)
         flight.disown()
         return False
 
-    async def _may_start(self, plan: Plan, flight: _Flight) -> bool:
+    async def _may_start(self, plan: Plan) -> bool:
         """Whether the job is still ours; an API that has stopped answering does not hold it up."""
         try:
             with trio.fail_after(ACKNOWLEDGE_SECONDS):
@@ -223,7 +230,7 @@ class Jobs:
             log.warning("acknowledge_failed", error=str(error) or "no answer")
             return True
         if job.status == "cancelled":
-            flight.cancelled.set()
+            self.cancel(plan.job_id)
         elif job.status in FINAL_STATUSES:
             log.warning("job_disowned", reason=f"the job is {job.status}")
             return False

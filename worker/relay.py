@@ -114,6 +114,8 @@ class Relay:
 
     async def supersede(self, job_id: str) -> bool:
         """Make way for a new claim; whether the job's end is in the outbox already."""
+        while job_id in self._in_flight:
+            await self._waiting.setdefault(job_id, trio.Event()).wait()
         return await self._database.run(partial(self._outbox.supersede, job_id))
 
     async def drop(self, job_id: str) -> None:
@@ -128,6 +130,10 @@ class Relay:
     async def wait_empty(self) -> None:
         for job_id in await self._database.run(self._outbox.pending_jobs):
             await self.wait_said(job_id)
+
+    async def known_jobs(self) -> tuple[str, ...]:
+        """The jobs of which something is kept, though it may be given up."""
+        return await self._database.run(self._outbox.known_jobs)
 
     async def pending_jobs(self) -> tuple[str, ...]:
         return await self._database.run(self._outbox.pending_jobs)
@@ -173,7 +179,8 @@ class Relay:
                 waiting.set()
 
     def _settle(self, entry: Entry, verdict: Verdict) -> None:
-        if entry.kind in FINAL_KINDS or isinstance(verdict, Disowned):
+        # A release that is still on its way when the job is claimed anew is not its last word.
+        if entry.kind is Kind.COMPLETE or isinstance(verdict, Disowned):
             word = self._last_words.pop(entry.job_id, None)
             if word is not None:
                 word.accepted = isinstance(verdict, Delivered)

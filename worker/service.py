@@ -45,7 +45,7 @@ class Service:
                 database, artifact, verify_after_seconds=settings.ssh.runner_verify_after_seconds
             ),
         )
-        # Where the drain sets its limit; there is nothing to limit before.
+        # Where the drain sets its limit, once there are jobs to limit.
         self._jobs_scope = trio.CancelScope()
         self._cancelling = False
         self._jobs = Jobs(client, self._relay, remote, settings)
@@ -67,13 +67,13 @@ class Service:
             support.start_soon(self._relay.run)
             support.start_soon(self._beat_forever)
             async with trio.open_nursery() as jobs:
+                self._jobs_scope = jobs.cancel_scope
                 async with trio.open_nursery() as claiming:
                     claiming.start_soon(self._intake.claim_forever, jobs)
                     await drain.wait()
                     log.info("draining", jobs=len(self._jobs.ids))
+                    support.start_soon(self._limit_drain)
                     claiming.cancel_scope.cancel()
-                self._jobs_scope = jobs.cancel_scope
-                support.start_soon(self._limit_drain)
             # The poll that was cut off may have been granted jobs.
             with trio.move_on_after(FLUSH_SECONDS):
                 await self._intake.release_orphans()
@@ -103,7 +103,10 @@ class Service:
         file = self._settings.state_dir / HEARTBEAT
         next_beat = trio.current_time()
         while True:
-            await trio.to_thread.run_sync(file.touch)
+            try:
+                await trio.to_thread.run_sync(file.touch)
+            except OSError as error:  # the probe notices; the jobs need not
+                log.warning("heartbeat_file_failed", error=str(error))
             pending = await self._relay.pending_jobs()
             running = tuple(dict.fromkeys((*self._jobs.ids, *self._intake.held_jobs, *pending)))
             free = self._intake.free_slots
@@ -136,7 +139,7 @@ async def serve(settings: Settings, database: Database, worker_id: str) -> bool:
         loop.set_exception_handler(_log_stray)
         service = Service(settings, client, database)
         drain = trio.Event()
-        nursery.start_soon(_obey_signals, service, drain)
+        await nursery.start(_obey_signals, service, drain)
         log.info("worker_started", version=__version__, endpoint=settings.api.endpoint)
         all_said = await service.run(drain)
         log.info("worker_stopped")
@@ -148,8 +151,11 @@ def _log_stray(_loop: object, context: dict[str, object]) -> None:
     log.error("asyncio_error", error=repr(context.get("exception") or context.get("message")))
 
 
-async def _obey_signals(service: Service, drain: trio.Event) -> None:
+async def _obey_signals(
+    service: Service, drain: trio.Event, task_status: trio.TaskStatus[None]
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         count = 0
         async for _ in signals:
             count += 1
@@ -159,7 +165,7 @@ async def _obey_signals(service: Service, drain: trio.Event) -> None:
                 log.warning("cancelling_jobs")
                 service.cancel_jobs()
             else:
-                log.error("stopped_at_once")
                 # Whatever holds the program up may hold up its orderly end too; the state
                 # file takes a cut at any moment.
+                os.write(2, b"cronium-worker: stopped at once by a third signal\n")
                 os._exit(1)

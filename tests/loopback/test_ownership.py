@@ -13,6 +13,8 @@ from tests.worker_rig import WorkerRig, outcomes, running_worker, worker_on
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import Sshd
+from worker.intake import Intake
+from worker.remote.connection import Connection
 
 Answer = Callable[[str], int | None]
 
@@ -246,3 +248,124 @@ async def test_of_two_workers_on_one_run_the_newer_reports_and_the_older_lets_go
 
     assert report.executions[0].output == "out\n"
     assert mark.read_text() == "x\n"
+
+
+async def test_a_look_that_meets_our_own_report_does_not_disown_the_job(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = QueueClient._send
+    hold, held = False, trio.Event()
+
+    @functools.wraps(send)
+    async def slow_look(self: QueueClient, method: str, path: str, *rest: object) -> httpx.Response:
+        nonlocal hold
+        if path.endswith("/acknowledge") and hold:
+            hold = False
+            held.set()
+            await trio.sleep(1)
+        response = await send(self, method, path, *rest)  # type: ignore[arg-type]  # passed on
+        if path.endswith("/complete"):
+            await trio.sleep(1.5)  # as the app's does, over 100 kB
+        return response
+
+    monkeypatch.setattr(QueueClient, "_send", slow_look)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            hold = True
+            await held.wait()
+            go.touch()
+            await rig.finished(job_id)
+            await until_idle(rig)
+
+    assert runs(sshd) == []
+
+
+async def test_a_job_that_comes_back_while_its_old_flight_closes_is_reported(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Connection.close
+    slow = True
+
+    async def slow_close(self: Connection) -> None:
+        nonlocal slow
+        if slow:
+            slow = False
+            await trio.sleep(1.9)
+        await close(self)
+
+    monkeypatch.setattr(Connection, "close", slow_close)
+    down = False
+    gateway(monkeypatch, lambda path: 503 if down and path.endswith("/complete") else None)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(30):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            give_to_another(rig, job_id)
+            while not rig.service._jobs._flights[job_id].is_settled:
+                await trio.sleep(0.01)
+            go.touch()
+            down = True
+            with rig.queue.store.database.transaction() as tx:
+                tx.execute(
+                    "UPDATE jobs SET status = 'queued', orchestrator_id = NULL WHERE id = ?",
+                    (job_id,),
+                )
+            await trio.sleep(2.5)
+            down = False
+            report = await rig.finished(job_id)
+
+    assert report.executions[0].output == "out\n"
+
+
+async def test_a_second_signal_while_the_claims_are_still_ending_is_bounded(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.CANCEL_SECONDS", 1.0)
+    claim_forever = Intake.claim_forever
+
+    async def slow_end(self: Intake, jobs: trio.Nursery) -> None:
+        try:
+            await claim_forever(self, jobs)
+        finally:
+            with trio.move_on_after(1, shield=True):  # as a held job does, with the API down
+                await trio.sleep_forever()
+
+    monkeypatch.setattr(Intake, "claim_forever", slow_end)
+    mark = tmp_path / "mark"
+    async with running_worker(tmp_path, {"CRONIUM_DRAIN_TIMEOUT": "1"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            rig.submit(f"trap '' TERM; echo x >>{mark}; while :; do sleep 1; done", names)
+            await until_exists(mark)
+            rig.drain.set()
+            await trio.sleep(0.2)
+            rig.service.cancel_jobs()
+            began = trio.current_time()
+
+            await until_idle(rig)
+
+    assert trio.current_time() - began < 4
+
+
+async def test_a_heartbeat_file_that_cannot_be_written_does_not_end_the_worker(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.HEARTBEAT_SECONDS", 0.1)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        file = tmp_path / "state" / "heartbeat"
+        with trio.fail_after(20):
+            await until_exists(file)
+            file.unlink()
+            file.symlink_to(tmp_path / "nowhere" / "file")
+            await trio.sleep(0.3)
+
+            report = await rig.run("true", names)
+
+    assert report.job.status == "completed"

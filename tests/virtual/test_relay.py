@@ -409,3 +409,24 @@ async def test_a_result_that_is_too_large_without_any_output_is_parked(
     await delivered(rig, complete())
 
     assert len(rig.parked()) == 1
+
+
+async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("release", "job_1", Slow(5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(release())
+        await trio.sleep(1)
+
+        has_end = await rig.relay.supersede("job_1")
+        waited_until = trio.current_time()
+        rig.queue.statuses["job_1"] = "running"
+        word = await rig.relay.put_last("job_1", complete)
+        await word.said.wait()
+        nursery.cancel_scope.cancel()
+
+    assert not has_end
+    assert waited_until >= 5
+    assert rig.queue.completions == [("job_1", "completed")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from worker.api.client import QueueClient, open_client
 from worker.errors import (
     ProtocolError,
     QueueError,
+    QueueRefusedError,
     SettingsError,
     StateError,
     StateLockedError,
@@ -27,15 +29,28 @@ EXIT_UNAVAILABLE = 69
 EXIT_TRY_AGAIN = 75
 
 
+def _checked_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", value):
+        raise click.BadParameter("expected 1 to 255 of A-Z a-z 0-9 . _ -")
+    return value
+
+
 @click.command
-@click.option("--of", "of_id", metavar="ID", help="The id of a worker whose state is lost.")
+@click.option(
+    "--of",
+    "of_id",
+    metavar="ID",
+    callback=_checked_id,
+    help="The id of a worker whose state is lost, `worker_id` in its log.",
+)
 @click.option("--release", is_flag=True, help="Give the jobs back to the queue.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
     """List jobs claimed under this worker's id, or another's, and give them back.
 
     A worker that starts does so for its own id by itself; this is for one whose state is lost.
-    Its scripts run on, and the worker that claims a job next attaches to them.
+    Its scripts run on, and the worker that claims a job next attaches to them. Be sure that no
+    worker of that id is running: its jobs would be taken away from it.
 
     \b
     Example:
@@ -70,13 +85,20 @@ async def _orphans(loaded: Settings, of_id: str, release: bool) -> tuple[str, ..
     """The jobs found; all of them given back then, if asked."""
     async with open_client(loaded.api, of_id) as client:
         found: list[str] = []
+        refused: set[str] = set()
         while True:
-            ids = [job_id for job_id in await client.orphaned() if job_id not in found]
+            seen = {*found, *refused}
+            ids = [job_id for job_id in await client.orphaned() if job_id not in seen]
             found += ids
             if not release or not ids:
                 return tuple(found)
             for job_id in ids:
-                await _release(client, job_id)
+                try:
+                    await _release(client, job_id)
+                except QueueRefusedError as error:  # it has changed hands meanwhile
+                    click.echo(f"cronium-worker: {job_id}: {error}", err=True)
+                    found.remove(job_id)
+                    refused.add(job_id)
 
 
 async def _release(client: QueueClient, job_id: str) -> None:

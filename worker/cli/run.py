@@ -50,7 +50,7 @@ def run() -> None:
     try:
         loaded = settings.load(os.environ)
     except SettingsError as error:
-        for fault in error.faults:
+        for fault in (*error.faults, *settings.unknown_variables(os.environ)):
             click.echo(f"cronium-worker: {fault}", err=True)
         sys.exit(EXIT_CONFIGURATION)
     try:
@@ -61,6 +61,8 @@ def run() -> None:
                 structlog.get_logger().warning("unknown_variable", message=warning)
             try:
                 all_said = trio.run(partial(serve, loaded, database, name))
+            except* StateError as group:
+                raise StateError(str(group.exceptions[0])) from group
             finally:
                 writer.close()
         if not all_said:

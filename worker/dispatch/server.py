@@ -105,7 +105,8 @@ class ServerExecution:
             return await self._run_phases(self._session)
         except Exception as error:  # a fault of ours in one child is that child's
             log.exception("execution_fault")
-            return self._result(Outcome.LOST, f"a fault of the worker: {error!r}")
+            fault = f"a fault of the worker: {type(error).__name__}: {error}"
+            return self._result(Outcome.LOST, fault)
 
     async def yield_connection(self) -> None:
         """Once the execution has ended: give the connection up when another one needs it."""
@@ -113,7 +114,7 @@ class ServerExecution:
             await self._session.yield_when_crowded()
 
     async def clean_up(self) -> None:
-        """Forget the run, within the limit of that phase; what stays is the janitor's."""
+        """Forget the run, within that phase's limit; what stays the runner sweeps away in time."""
         if self._session is None or not self._session.has_sent:
             return
         structlog.contextvars.bind_contextvars(phase=Phase.CLEANUP)
@@ -164,9 +165,11 @@ class ServerExecution:
 
     async def _give_up_setup(self, session: ServerSession, setup: trio.CancelScope) -> None:
         await self._cancelled.wait()
-        # From the payload on the run may have started: then it is signalled, not abandoned.
-        if not session.has_sent:
-            setup.cancel()
+        # From the payload on the run may have started: it is given the time to be heard of, and
+        # to be signalled then; after that it is ended as one that nobody follows.
+        if session.has_sent:
+            await trio.sleep(END_GRACE_SECONDS + LATE_SECONDS)
+        setup.cancel()
 
     async def _try_to_start(
         self, session: ServerSession
@@ -371,7 +374,7 @@ class ServerExecution:
         setup_end = progress.execution_began or now
         execution_ms = None
         if progress.execution_began is not None:
-            execution_ms = wall_ms or _ms(now - progress.execution_began)
+            execution_ms = _ms(now - progress.execution_began) if wall_ms is None else wall_ms
         return ServerResult(
             execution_id=self._execution.id,
             server_id=self._execution.server.id,

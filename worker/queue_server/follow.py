@@ -12,7 +12,7 @@ LOOK_SECONDS = 0.2
 def follow(store: Store, job_id: str) -> Iterator[str]:
     """A line for each change of the job and of its executions; ends when the job is over.
 
-    A cancelled job is over at once, also while its worker is still ending its runs.
+    A job that was cancelled while it ran is over when its worker has ended the runs.
     Raises UnknownNameError.
     """
     shown: dict[str, str] = {}
@@ -22,7 +22,7 @@ def follow(store: Store, job_id: str) -> Iterator[str]:
             if shown.get(key) != line:
                 shown[key] = line
                 yield line
-        if report.job.status.is_final:
+        if report.is_over:
             return
         time.sleep(LOOK_SECONDS)
 
@@ -32,7 +32,7 @@ def _lines(report: JobReport) -> Iterator[tuple[str, str]]:
         yield execution.id, _line(execution)
     job = report.job
     by_whom = f" by {job.orchestrator_id}" if job.orchestrator_id else ""
-    if not job.status.is_final:
+    if not report.is_over:
         yield "", f"{job.id}: {job.status}{by_whom}"
         return
     message = f": {report.message}" if report.message else ""

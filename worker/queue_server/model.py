@@ -145,9 +145,16 @@ class JobReport:
     stderr: str
 
     @property
+    def is_over(self) -> bool:
+        """A job that was cancelled while it ran is over when its worker has ended the runs."""
+        job = self.job
+        is_ending = job.status is JobStatus.CANCELLED and job.orchestrator_id is not None
+        return job.status.is_final and (job.reported_at is not None or not is_ending)
+
+    @property
     def exit_code(self) -> int | None:
         """The job's exit code, once it is over; a job that nobody ran has 130 or 1."""
-        if not self.job.status.is_final:
+        if not self.is_over:
             return None
         code = (self.job.result or {}).get("exitCode")
         if isinstance(code, int):

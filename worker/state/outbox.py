@@ -141,6 +141,12 @@ class Outbox:
             ).fetchall()
         return tuple(job_id for (job_id,) in rows)
 
+    def known_jobs(self) -> tuple[str, ...]:
+        """The jobs that have an entry, parked ones included."""
+        with self._database.transaction() as tx:
+            rows = tx.execute("SELECT DISTINCT job_id FROM outbox ORDER BY job_id").fetchall()
+        return tuple(job_id for (job_id,) in rows)
+
     def parked(self) -> list[tuple[str, str, str]]:
         """Job, subject and reason of each entry that was given up."""
         with self._database.transaction() as tx:
