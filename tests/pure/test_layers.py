@@ -26,13 +26,14 @@ LAYERS = (
     ("state",),
     ("logs",),
     ("log_writer", "settings"),
-    ("database", "sealing"),
+    ("database", "values"),
+    ("sealing",),
     ("clock", "errors", "secret"),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 FOUNDATIONS = frozenset(
-    ("clock", "database", "errors", "sealing", "secret", "settings", "__init__")
+    ("clock", "database", "errors", "sealing", "secret", "settings", "values", "__init__")
 )
 
 # What each room may not have although it lies below.

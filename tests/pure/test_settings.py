@@ -18,9 +18,9 @@ from worker.settings import (
     LogLevel,
     Settings,
     load,
-    parse_duration,
     unknown_variables,
 )
+from worker.values import parse_duration
 
 ENDPOINT = "https://cronium.example.com"
 TOKEN = "s3cr3t-t0k3n"  # noqa: S105  opens nothing

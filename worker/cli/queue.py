@@ -24,7 +24,7 @@ from worker.queue_server.model import Execution, JobReport, Priority, Script, Sc
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
-from worker.settings import parse_duration
+from worker.values import parse_duration
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 MAX_EXIT_CODE = 255

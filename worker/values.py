@@ -1,0 +1,146 @@
+"""From a setting's text to its value: each function raises ValueFault with what is wrong."""
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.errors import SealedValueError
+from worker.sealing import SealingKey
+from worker.secret import Secret
+
+MIB = 1024 * 1024
+
+
+def is_header_text(text: str) -> bool:
+    return bool(re.fullmatch(r"[!-~]+", text))
+
+
+class ValueFault(Exception):  # noqa: N818  a text on its way into SettingsError
+    """What is wrong with one value, without its name."""
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_duration = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+\Z")
+_duration_part = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `30s`, `5m`, `1h30m`, `1.5h` or a bare number of seconds.
+
+    Raises ValueError if `text` is none of these.
+    """
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        return float(text)
+    if not _duration.match(text):
+        raise ValueError(text)
+    return sum(float(count) * _UNITS[unit] for count, unit in _duration_part.findall(text))
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            seconds = parse_duration(text)
+        except ValueError:
+            raise ValueFault("is not a duration") from None
+        if not low <= seconds <= high:
+            raise ValueFault("is out of bounds")
+        return seconds
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
+            raise ValueFault("is not a whole number")
+        if not low <= int(text) <= high:
+            raise ValueFault("is out of bounds")
+        return int(text)
+
+    return parse
+
+
+_SIZES = {"": 1, "B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
+
+
+def size(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,18})\s*([A-Za-z]*)", text)
+        if not match or match[2].upper() not in _SIZES:
+            raise ValueFault("is not a size")
+        size = int(match[1]) * _SIZES[match[2].upper()]
+        if not low <= size <= high:
+            raise ValueFault("is out of bounds")
+        return size
+
+    return parse
+
+
+def choice(kind: type[StrEnum]) -> Callable[[str], Any]:
+    def parse(text: str) -> StrEnum:
+        try:
+            return kind(text.lower())
+        except ValueError:
+            raise ValueFault("is not one of them") from None
+
+    return parse
+
+
+def switch(text: str) -> bool:
+    if text.lower() not in ("on", "off"):
+        raise ValueFault("is neither on nor off")
+    return text.lower() == "on"
+
+
+def endpoint(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueFault("is not a URL") from None
+    if parts.scheme not in ("http", "https") or not host or not is_header_text(text):
+        raise ValueFault("is not an http(s) URL")
+    if parts.username or parts.password:
+        raise ValueFault("holds a user name or password; give the token as CRONIUM_API_TOKEN")
+    if parts.query or parts.fragment:
+        raise ValueFault("has more than a path behind the host")
+    return text.rstrip("/").removesuffix("/api/internal") + "/api/internal"
+
+
+def worker_name(text: str) -> str:
+    # 9 characters are kept for the suffix that tells replicas apart, of the API's 255.
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
+        raise ValueFault("is not a plain name")
+    return text
+
+
+def token(text: str) -> Secret:
+    if not is_header_text(text):
+        raise ValueFault("holds spaces or characters outside ASCII")
+    return Secret(text)
+
+
+def file_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # an account made up for a container
+        raise ValueFault("is below a home directory, and there is none") from None
+
+
+def readable_file(text: str) -> Path:
+    path = file_path(text)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueFault(f"cannot be read ({error.strerror})") from None
+    return path
+
+
+def sealing_key(text: str) -> SealingKey:
+    try:
+        return SealingKey(Secret(text))
+    except SealedValueError:
+        raise ValueFault("is not that") from None
