@@ -256,6 +256,28 @@ def test_the_jobs_of_a_worker_whose_state_is_lost_are_freed_by_its_id(
     assert starts.read_text() == "x\n"
 
 
+def test_a_job_whose_result_is_still_to_be_told_is_no_orphan(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "started", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(CLEANUP_TIMEOUT="1s")
+    job_id = site.submit(f"touch {mark}; until [ -e {go} ]; do sleep 0.05; done", name)
+    wait_for(mark.exists, "the script's start")
+    site.stop_queue()
+    go.touch()
+    worker.wait_for_event("job_ended")
+    worker.process.kill()
+    worker.wait()
+    site.start_queue()
+
+    done = site.command("orphans", "--release", "--json")
+
+    assert json.loads(done.stdout) == []
+    assert site.status(job_id) == "running"
+
+
 def test_orphans_of_a_running_worker_are_its_own_to_free(site: Site) -> None:
     site.start_queue()
     worker = site.start_worker()

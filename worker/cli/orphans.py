@@ -23,6 +23,7 @@ from worker.report import release_entry
 from worker.settings import Settings
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
+from worker.state.outbox import Outbox
 
 EXIT_CONFIGURATION = 2
 EXIT_UNAVAILABLE = 69
@@ -59,12 +60,14 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
     try:
         loaded = settings.load(os.environ)
         if of_id is not None:
-            ids = trio.run(_orphans, loaded, of_id, release)
+            ids = trio.run(_orphans, loaded, of_id, release, ())
         else:
             # Under the lock: what a running worker has claimed is not orphaned.
             with open_state(loaded.state_dir) as database:
                 own = worker_id(database, loaded.orchestrator_id)
-                ids = trio.run(_orphans, loaded, own, release)
+                # What waits in the outbox is said by the next start, not given away.
+                kept = Outbox(database).known_jobs()
+                ids = trio.run(_orphans, loaded, own, release, kept)
     except SettingsError as error:
         _fail(str(error), EXIT_CONFIGURATION)
     except StateLockedError as error:
@@ -81,13 +84,15 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
     click.echo(f"{len(ids)} {'released' if release else 'claimed'}", err=True)
 
 
-async def _orphans(loaded: Settings, of_id: str, release: bool) -> tuple[str, ...]:
-    """The jobs found; all of them given back then, if asked."""
+async def _orphans(
+    loaded: Settings, of_id: str, release: bool, kept: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The jobs found, without those `kept`; all of them given back then, if asked."""
     async with open_client(loaded.api, of_id) as client:
         found: list[str] = []
         refused: set[str] = set()
         while True:
-            seen = {*found, *refused}
+            seen = {*found, *refused, *kept}
             ids = [job_id for job_id in await client.orphaned() if job_id not in seen]
             found += ids
             if not release or not ids:
