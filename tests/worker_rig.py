@@ -93,6 +93,17 @@ class WorkerRig:
             return tx.execute(statement).fetchall()
 
 
+async def until_exists(path: Path) -> None:
+    while not path.exists():
+        await trio.sleep(POLL_SECONDS)
+
+
+async def until_idle(rig: WorkerRig) -> None:
+    """Until the worker has no job in flight, cleanup included."""
+    while rig.service._jobs.ids:
+        await trio.sleep(POLL_SECONDS)
+
+
 def outcomes(report: JobReport) -> dict[str, tuple[str, int]]:
     """Outcome and exit code by server's name."""
     assert report.job.result is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.worker_rig import entry_of, outcomes, running_worker, worker_on
+from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, worker_on
 from worker.demo.sshd import LocalServer, Sshd
 from worker.queue_server.model import ScriptType
 
@@ -286,8 +286,7 @@ async def test_a_cancelled_job_ends_its_runs_and_keeps_what_they_printed(
         names = rig.add(sshd.server)
         with trio.fail_after(30):
             job_id = rig.submit(f"echo begun; touch {mark}; sleep 600", names)
-            while not mark.exists():
-                await trio.sleep(0.02)
+            await until_exists(mark)
 
             rig.queue.store.cancel(job_id, 0)
             report = await rig.finished(job_id)
@@ -308,8 +307,7 @@ async def test_a_job_that_the_drain_cuts_short_goes_back_to_the_queue_and_its_ru
                 f"echo x >>{mark}; echo before; until [ -e {go} ]; do sleep 0.05; done; echo after",
                 names,
             )
-            while not mark.exists():
-                await trio.sleep(0.02)
+            await until_exists(mark)
             rig.drain.set()
             await rig.until(job_id, "queued")
             go.touch()

@@ -10,7 +10,7 @@ import trio
 import trio_asyncio
 from structlog.testing import capture_logs
 
-from tests.worker_rig import entry_of, outcomes, running_worker
+from tests.worker_rig import entry_of, outcomes, running_worker, until_exists
 from worker.demo.sshd import LocalServer, Sshd
 from worker.errors import HostKeyError
 from worker.remote.connection import open_connection
@@ -41,11 +41,6 @@ def pids_with(sshd: Sshd, words: bytes) -> list[int]:
         if words in line and home in line:
             found.append(int(process.name))
     return found
-
-
-async def until_exists(path: Path) -> None:
-    while not path.exists():
-        await trio.sleep(0.02)
 
 
 async def test_a_quiet_script_is_not_taken_for_a_silent_server_when_keepalives_are_frequent(

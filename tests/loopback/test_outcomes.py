@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.conftest import Account
-from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker
+from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker, until_exists
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, free_port, open_sshd
 from worker.queue_server.model import JobReport
@@ -233,7 +233,7 @@ async def test_a_run_whose_spool_is_deleted_is_lost_with_the_output_received(
         names = rig.add(sshd.server)
         with trio.fail_after(30):
             job_id = rig.submit(f"echo begun; touch {mark}; sleep 30", names)
-            await _appears(mark)
+            await until_exists(mark)
             await _printed(rig, job_id)
 
             shutil.rmtree(sshd.server.home / ".cache" / "cronium" / "runs")
@@ -272,7 +272,7 @@ async def test_a_connection_that_is_cut_costs_not_one_byte(sshd: Sshd, tmp_path:
                 f"for i in $(seq 100); do echo line $i; echo . >>{mark}; sleep 0.02; done", names
             )
             for _ in range(3):
-                await _appears(mark)
+                await until_exists(mark)
                 await trio.sleep(0.3)
                 sshd.kill_sessions()
             report = await rig.finished(job_id)
@@ -348,11 +348,6 @@ async def test_start_up_files_may_print_what_they_like(sshd: Sshd, tmp_path: Pat
             report = await rig.run("echo hello", names)
 
     assert report.executions[0].output == "hello\n"
-
-
-async def _appears(file: Path) -> None:
-    while not file.exists():
-        await trio.sleep(0.02)
 
 
 async def _printed(rig: WorkerRig, job_id: str) -> None:
