@@ -5,6 +5,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import trio
@@ -16,6 +18,9 @@ from worker.errors import QueueRefusedError, QueueUnavailableError
 from worker.relay import Relay
 from worker.state.directory import MIGRATIONS
 from worker.state.outbox import Outbox
+from worker.state.runs import RunStore
+from worker.state.seal import StateSeal
+from worker.state.spool import Spools
 
 NO_ANSWER = QueueUnavailableError("the queue API cannot be reached")
 FAULT = QueueUnavailableError("the queue API answered 500", 500)
@@ -58,7 +63,7 @@ class FakeQueue:
     servers: frozenset[str] = frozenset("123456789")
     claims: deque[Sequence[wire.JobBody | wire.BadJob] | Exception] = field(default_factory=deque)
     polls: list[tuple[float, int]] = field(default_factory=list)
-    statuses: dict[str, str] = field(default_factory=lambda: defaultdict(lambda: "running"))
+    statuses: dict[str, str] = field(default_factory=lambda: defaultdict(lambda: "claimed"))
     results: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
     completions: list[tuple[str, str]] = field(default_factory=list)
@@ -182,6 +187,8 @@ class Rig:
     queue: FakeQueue
     relay: Relay
     outbox: Outbox
+    runs: RunStore
+    database: Database
 
     def parked(self) -> list[tuple[str, str]]:
         return [(job_id, subject) for job_id, subject, _ in self.outbox.parked()]
@@ -193,11 +200,14 @@ def relay_rig() -> Iterator[Rig]:
     database = Database(":memory:", MIGRATIONS, inline=True)
     queue = FakeQueue()
     outbox = Outbox(database)
-    relay = Relay(queue.client, outbox, database, now=lambda: round(trio.current_time() * 1000))
-    try:
-        yield Rig(queue, relay, outbox)
-    finally:
-        database.close()
+    with TemporaryDirectory() as folder:
+        runs = RunStore(database, StateSeal(bytes(32)), Spools(Path(folder)), boot="one")
+        now = lambda: round(trio.current_time() * 1000)  # noqa: E731  shorter so
+        relay = Relay(queue.client, outbox, runs, database, now=now)
+        try:
+            yield Rig(queue, relay, outbox, runs, database)
+        finally:
+            database.close()
 
 
 def in_order(wanted: Iterable[object], found: Iterable[object]) -> bool:

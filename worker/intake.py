@@ -50,6 +50,15 @@ class Intake:
         """Jobs that are not ours to run and wait for their release."""
         return tuple(self._held)
 
+    async def take_up(self, jobs: trio.Nursery) -> None:
+        """Start in `jobs` what an earlier worker left, before anything is delivered or claimed."""
+        for kept, last_word in await self._relay.take_up():
+            if last_word is None:
+                self._busy += 1
+            # A job whose end is told takes no slot.
+            self._jobs.admit(kept.job_id, self._free_slot if last_word is None else _nothing)
+            jobs.start_soon(self._jobs.take_up, kept, last_word)
+
     async def claim_forever(self, jobs: trio.Nursery) -> NoReturn:
         """Claim as many jobs as there are free slots and start each in `jobs`.
 
@@ -158,6 +167,10 @@ class Intake:
             log.warning("queue_unavailable", error=str(error))
         else:
             log.debug("queue_unavailable", error=str(error))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _jittered(first: float, times: int, most: float) -> float:

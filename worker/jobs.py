@@ -1,81 +1,41 @@
 """The jobs of this worker: each one run from its claim to its result in the outbox."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NoReturn
 
 import structlog
 import trio
 
-from worker.api.client import QueueClient
+from worker.api import wire
 from worker.api.wire import JobBody
 from worker.clock import now_ms
+from worker.crew import Crew, Surroundings
 from worker.dispatch.aggregate import aggregate
 from worker.dispatch.fanout import fan_out
 from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
-from worker.errors import JobError, ProtocolError, QueueRefusedError, QueueUnavailableError
-from worker.relay import FINAL_STATUSES, Relay
-from worker.remote.credentials import Credentials
-from worker.remote.session import Remote
-from worker.report import (
-    cancelled_entry,
-    complete_entry,
-    create_entry,
-    fail_entry,
-    release_entry,
-    share_bytes,
-)
-from worker.reported import ReportedExecution
-from worker.settings import Settings
-from worker.state.outbox import Entry
+from worker.errors import JobError, ProtocolError, SealedValueError
+from worker.flight import Flight
+from worker.ownership import Ownership
+from worker.relay import LastWord
+from worker.report import cancelled_entry, complete_entry, create_entry, fail_entry, release_entry
+from worker.state.runs import JobState, KeptJob
 
 log = structlog.get_logger()
 
-# How long a claimed job waits for an API that has just stopped answering, before it starts anyway.
-ACKNOWLEDGE_SECONDS = 10
 RELEASE_SECONDS = 5
-
-
-class _Flight:
-    """A job in flight in this process."""
-
-    def __init__(self, free_slot: Callable[[], None]) -> None:
-        self.cancelled = trio.Event()
-        # The API has heard, or will hear from the outbox, how the job ended.
-        self.is_settled = False
-        # It has heard: what is left is to clean up.
-        self.is_over = False
-        # It is another's, or was over before we could say so.
-        self.is_disowned = False
-        # Around all that is done on servers.
-        self.scope = trio.CancelScope()
-        self._free_slot = free_slot
-        self._holds_slot = True
-
-    def disown(self) -> None:
-        """The job is another's now, or over: leave its runs alone and say nothing of it."""
-        self.is_settled = self.is_over = self.is_disowned = True
-        self.scope.cancel()
-
-    def free_slot(self) -> None:
-        if self._holds_slot:
-            self._holds_slot = False
-            self._free_slot()
 
 
 class Jobs:
     """The registry of jobs in flight, and what the jobs' nursery runs."""
 
-    def __init__(
-        self, client: QueueClient, relay: Relay, remote: Remote, settings: Settings
-    ) -> None:
-        self._client = client
-        self._relay = relay
-        self._remote = remote
-        self._settings = settings
-        self._flights: dict[str, _Flight] = {}
+    def __init__(self, around: Surroundings, ownership: Ownership) -> None:
+        self._around = around
+        self._relay = around.relay
+        self._runs = around.runs
+        self._settings = around.settings
+        self._ownership = ownership
+        self._flights: dict[str, Flight] = {}
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -89,14 +49,13 @@ class Jobs:
         flight = self._flights.get(job_id)
         if flight is not None and not flight.is_over:
             return False
-        self._flights[job_id] = _Flight(free_slot)
+        self._flights[job_id] = Flight(job_id, free_slot)
         return True
 
     def cancel(self, job_id: str) -> None:
         flight = self._flights.get(job_id)
-        if flight is not None and not flight.cancelled.is_set():
-            log.info("job_cancelling", job_id=job_id)
-            flight.cancelled.set()
+        if flight is not None:
+            flight.cancel()
 
     def cancel_all(self) -> None:
         for job_id in self.ids:
@@ -108,143 +67,149 @@ class Jobs:
         Cancellation hands the job over: its runs go on, and it goes back to the queue, unless
         the job was cancelled, which is then said of it.
         """
-        flight = self._flights[job.id]
-        structlog.contextvars.bind_contextvars(job_id=job.id)
+        await self._see_through(job.id, partial(self._start, job))
+
+    async def take_up(self, kept: KeptJob, last_word: LastWord | None) -> None:
+        """Go on with an admitted job that an earlier worker left in the state, as `run` does.
+
+        `last_word` is that of a job whose end is in the outbox, or with the API, already.
+        """
+        await self._see_through(kept.job_id, partial(self._go_on, kept, last_word))
+
+    async def _see_through(self, job_id: str, what: Callable[[Flight], Awaitable[None]]) -> None:
+        flight = self._flights[job_id]
+        structlog.contextvars.bind_contextvars(job_id=job_id)
         try:
-            await self._run_or_refuse(job, flight)
+            await self._run_or_refuse(flight, what)
             flight.is_settled = True
         finally:
             # Only cancellation comes here unsettled; it may be one of a group, so it is not caught.
             if not flight.is_settled:
-                log.info("job_cut_short" if flight.cancelled.is_set() else "job_handed_over")
                 with trio.move_on_after(RELEASE_SECONDS, shield=True):
-                    await self._relay.put(_parting_entry(job.id, flight))
+                    await self._part_from(flight)
             flight.free_slot()
             # A job that was handed out again while its last run was cleaned up has a new flight.
-            if self._flights.get(job.id) is flight:
-                del self._flights[job.id]
+            if self._flights.get(job_id) is flight:
+                del self._flights[job_id]
 
-    async def _run_or_refuse(self, job: JobBody, flight: _Flight) -> None:
+    async def _run_or_refuse(
+        self, flight: Flight, what: Callable[[Flight], Awaitable[None]]
+    ) -> None:
         try:
-            await self._run(job, flight)
+            await what(flight)
         except JobError as error:
-            await self.refuse(job.id, str(error))
+            await self.refuse(flight.job_id, str(error))
         except Exception as error:  # a fault of ours fails that job, not the worker
             log.exception("job_fault")
             if not flight.is_settled:
                 fault = f"a fault of the worker: {type(error).__name__}: {error}"
-                await self._relay.put(fail_entry(job.id, fault, now=now_ms()))
+                await self._put_failure(flight.job_id, fault)
 
     async def refuse(self, job_id: str, fault: str) -> None:
         """A job that cannot be run as it stands; the fault names the field."""
         log.error("job_refused", job_id=job_id, error=fault)
-        await self._relay.put(fail_entry(job_id, fault, now=now_ms()))
+        await self._put_failure(job_id, fault)
 
-    async def _run(self, job: JobBody, flight: _Flight) -> None:
-        plan = plan_job(
+    async def _put_failure(self, job_id: str, fault: str) -> None:
+        entry = fail_entry(job_id, fault, now=now_ms())
+        await self._relay.put(entry, also=partial(self._runs.drop, job_id))
+
+    async def _part_from(self, flight: Flight) -> None:
+        """Leave a job before its end."""
+        if flight.cancelled.is_set():
+            log.info("job_cut_short")
+            entry = cancelled_entry(
+                flight.job_id, "the worker stopped before the runs had ended", now_ms()
+            )
+            await self._relay.put(entry, also=partial(self._runs.drop, flight.job_id))
+        else:
+            log.info("job_handed_over")
+            # What the state has of it stays until the API has taken it back.
+            await self._relay.put(release_entry(flight.job_id, "the worker is stopping"))
+
+    async def _start(self, job: JobBody, flight: Flight) -> None:
+        plan = self._plan(job)
+        if await self._relay.supersede(plan.job_id):
+            log.info("result_stored_already")
+            return
+        if not await self._ownership.may_start(flight):
+            return
+        began_at = now_ms()
+        log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
+        await self._relay.put(
+            *(create_entry(plan, execution) for execution in plan.executions),
+            # Before anything is sent to a server.
+            also=partial(self._runs.begin, plan.job_id, wire.encode(job), now=began_at),
+        )
+        crew = Crew(plan, self._around, flight, self._ownership)
+        await self._fly(plan, flight, crew, partial(self._report, plan, crew, flight, began_at))
+
+    async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
+        try:
+            job = wire.decode_job(self._runs.open_claim(kept))
+        except (SealedValueError, ProtocolError) as error:
+            log.warning("kept_plan_unreadable", error=str(error))
+            await self._give_back(kept)
+            return
+        plan = self._plan(job)
+        if last_word is not None:
+            flight.settle()
+        elif not await self._ownership.may_start(flight):
+            await self._relay.drop(kept.job_id)
+            return
+        log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
+        crew = Crew(plan, self._around, flight, self._ownership, kept=kept)
+        report = (
+            partial(self._report, plan, crew, flight, kept.began_at)
+            if last_word is None
+            else partial(self._hear, last_word, flight)
+        )
+        await self._fly(plan, flight, crew, report)
+
+    async def _give_back(self, kept: KeptJob) -> None:
+        """A job whose plan is lost: its runs are for whoever claims it, or for the runner's
+        janitor where it is over."""
+        if kept.state is JobState.RUNNING:
+            await self._relay.put(release_entry(kept.job_id, "its plan cannot be read any more"))
+        else:
+            await self._around.database.run(partial(self._runs.finish, kept.job_id))
+
+    def _plan(self, job: JobBody) -> Plan:
+        return plan_job(
             job,
             sealing_key=self._settings.encryption_key,
             max_execution_seconds=self._settings.phases.max_execution_seconds,
         )
-        if await self._relay.supersede(plan.job_id):
-            log.info("result_stored_already")
-            return
-        if not await self._may_start(plan):
-            return
-        started_at = now_ms()
-        log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
-        await self._relay.put(*(create_entry(plan, execution) for execution in plan.executions))
-        order = itertools.count()
-        credentials = Credentials(self._settings.encryption_key)
-        children = [
-            ReportedExecution(
-                plan,
-                execution,
-                self._remote,
-                self._relay,
-                self._settings,
-                credentials=credentials,
-                cancelled=flight.cancelled,
-                still_ours=partial(self._still_ours, plan.job_id, flight),
-                order=order,
-            )
-            for execution in plan.executions
-        ]
 
-        async def report(results: tuple[ServerResult, ...]) -> bool:
-            return await self._report(plan, results, children, flight, started_at)
-
+    async def _fly(
+        self,
+        plan: Plan,
+        flight: Flight,
+        crew: Crew,
+        report: Callable[[tuple[ServerResult, ...]], Awaitable[bool]],
+    ) -> None:
         with flight.scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look_forever, plan.job_id, flight)
-                await fan_out(children, report)
+                nursery.start_soon(self._ownership.watch_forever, flight)
+                await fan_out(crew.children, report)
                 nursery.cancel_scope.cancel()
         # Not what a new flight of the job, handed out again meanwhile, has to say.
-        if flight.is_disowned and self._flights.get(plan.job_id) is flight:
+        if self._flights.get(plan.job_id) is not flight:
+            return
+        if flight.is_disowned:
             await self._relay.drop(plan.job_id)
-
-    async def _look_forever(self, job_id: str, flight: _Flight) -> NoReturn:
-        """Learn of a cancel, and of a job that is no longer ours, from the job itself."""
-        while True:
-            await trio.sleep(self._settings.jobs.cancel_poll_seconds)
-            if not flight.is_settled:
-                await self._still_ours(job_id, flight)
-
-    async def _still_ours(self, job_id: str, flight: _Flight) -> bool:
-        """Whether the job is, as far as is known; an API that does not answer says nothing."""
-        try:
-            job = await self._client.read_job(job_id)
-        except QueueRefusedError as error:
-            if error.status != 403:
-                return True
-            reason = str(error)
-        except (QueueUnavailableError, ProtocolError):
-            return True
-        else:
-            if job.status == "cancelled":
-                self.cancel(job_id)
-            if job.status not in FINAL_STATUSES:
-                return True
-            reason = f"the job is {job.status}"
-        if flight.is_settled:
-            return True  # it is over because we have said so
-        log.warning("job_disowned", job_id=job_id, reason=reason)
-        flight.disown()
-        return False
-
-    async def _may_start(self, plan: Plan) -> bool:
-        """Whether the job is still ours; an API that has stopped answering does not hold it up."""
-        try:
-            with trio.fail_after(ACKNOWLEDGE_SECONDS):
-                job = await self._client.read_job(plan.job_id)
-                if job.status not in (*FINAL_STATUSES, "cancelled"):
-                    # Never sent late, since it revives a cancelled job.
-                    await self._client.report_running(plan.job_id)
-        except QueueRefusedError as error:
-            # Anything but 403 says nothing of whose the job is: it was claimed, so it is run.
-            log.warning(
-                "job_disowned" if error.status == 403 else "acknowledge_failed", error=str(error)
-            )
-            return error.status != 403
-        except (QueueUnavailableError, ProtocolError, trio.TooSlowError) as error:
-            log.warning("acknowledge_failed", error=str(error) or "no answer")
-            return True
-        if job.status == "cancelled":
-            self.cancel(plan.job_id)
-        elif job.status in FINAL_STATUSES:
-            log.warning("job_disowned", reason=f"the job is {job.status}")
-            return False
-        return True
+        elif crew.is_clean:
+            await self._around.database.run(partial(self._runs.finish, plan.job_id))
 
     async def _report(
         self,
         plan: Plan,
+        crew: Crew,
+        flight: Flight,
+        began_at: int,
         results: Sequence[ServerResult],
-        children: Sequence[ReportedExecution],
-        flight: _Flight,
-        started_at: int,
     ) -> bool:
-        """Put the job's end into the outbox; whether the API has it within the cleanup's limit."""
+        """Put the job's end into the outbox; whether the API has accepted it."""
         job = aggregate(
             results,
             cancelled=flight.cancelled.is_set(),
@@ -258,30 +223,27 @@ class Jobs:
                 plan,
                 job,
                 results,
-                {child.id: child.captures for child in children},
-                started_at=started_at,
+                crew.captures,
+                started_at=began_at,
                 ended_at=ended_at,
-                share=share_bytes(len(children), self._settings.jobs.output_limit_bytes),
+                share=crew.share_bytes,
             ),
+            also=partial(self._runs.reported, plan.job_id, now=ended_at),
         )
-        flight.is_settled = True
-        flight.free_slot()
+        flight.settle()
         log.info(
             "job_ended",
             status=job.status,
             exit_code=job.exit_code,
             message=job.message,
-            duration_ms=ended_at - started_at,
+            duration_ms=ended_at - began_at,
         )
-        # Not accepted means that the runs on the servers hold the only copy, or are another's.
-        with trio.move_on_after(self._settings.phases.cleanup_seconds):
-            await last_word.said.wait()
-        flight.is_over = last_word.said.is_set()
+        return await self._hear(last_word, flight, results)
+
+    async def _hear(
+        self, last_word: LastWord, flight: Flight, _results: Sequence[ServerResult]
+    ) -> bool:
+        """However long the API is away: what it has not accepted, the runs on the servers hold."""
+        await last_word.said.wait()
+        flight.is_over = True
         return last_word.accepted
-
-
-def _parting_entry(job_id: str, flight: _Flight) -> Entry:
-    """What the API hears of a job that the worker leaves before its end."""
-    if flight.cancelled.is_set():
-        return cancelled_entry(job_id, "the worker stopped before the runs had ended", now_ms())
-    return release_entry(job_id, "the worker is stopping")

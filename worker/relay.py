@@ -1,7 +1,7 @@
 """The outbox's way to the API: in order per job, until the API has it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -16,6 +16,7 @@ from worker.clock import now_ms
 from worker.database import Database
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, Outbox, QueuedEntry
+from worker.state.runs import JobState, KeptJob, RunStore
 
 log = structlog.get_logger()
 
@@ -26,8 +27,6 @@ MOST_PAUSE_SECONDS = 60.0
 # A row that the API answers with a fault of its own so often is given up: rows are best
 # effort and never block `complete`.
 ROW_ATTEMPTS = 4
-
-FINAL_STATUSES = frozenset(("completed", "failed", "timeout"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,17 @@ class LastWord:
         self.said = trio.Event()
         self.accepted = False
 
+    def say(self, *, accepted: bool) -> None:
+        self.accepted = accepted
+        self.said.set()
+
 
 class Relay:
     def __init__(
         self,
         client: QueueClient,
         outbox: Outbox,
+        runs: RunStore,
         database: Database,
         *,
         now: Callable[[], int] = now_ms,
@@ -91,26 +95,62 @@ class Relay:
         self._now = now
         self._client = client
         self._outbox = outbox
+        self._runs = runs
         self._database = database
         self._news = trio.Event()
         self._in_flight: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
 
-    async def put(self, *entries: Entry) -> None:
-        """Keep `entries` until the API has them; they are on disk when this returns."""
-        await self._database.run(partial(self._outbox.put, entries, now=self._now()))
-        self._news.set()
+    async def put(self, *entries: Entry, also: Callable[[], object] | None = None) -> None:
+        """Keep `entries` until the API has them; they are on disk when this returns.
 
-    async def put_last(self, job_id: str, make: Callable[[], Entry]) -> LastWord:
-        """As `put`, for the entry that ends a job and whose fate matters to the caller.
-
-        `make` is called off the loop: the output of many servers takes a while to put in order.
+        `also` writes to the state in the same transaction, off the loop.
         """
-        word = self._last_words[job_id] = LastWord()
-        await self._database.run(lambda: self._outbox.put((make(),), now=self._now()))
+        await self.put_made(lambda: entries, also=also)
+
+    async def put_made(
+        self, make: Callable[[], Sequence[Entry]], *, also: Callable[[], object] | None = None
+    ) -> None:
+        """As `put`, of what `make` returns off the loop: much output takes a while to be read."""
+
+        def keep() -> None:
+            entries = make()
+            with self._database.transaction():
+                self._outbox.put(entries, now=self._now())
+                if also is not None:
+                    also()
+
+        await self._database.run(keep)
         self._news.set()
+
+    async def put_last(
+        self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object]
+    ) -> LastWord:
+        """As `put_made`, for the entry that ends a job and whose fate matters to the caller."""
+        word = self._last_words[job_id] = LastWord()
+        await self.put_made(lambda: (make(),), also=also)
         return word
+
+    async def take_up(self) -> list[tuple[KeptJob, LastWord | None]]:
+        """The jobs that an earlier worker left unfinished; to be called before `run`.
+
+        Those that were reported come with what becomes of that; the others are not given back
+        to the queue any more.
+        """
+        kept, undelivered = await self._database.run(self._take_up)
+        words = {job.job_id: LastWord() for job in kept if job.state is JobState.REPORTED}
+        for job_id, word in words.items():
+            if job_id in undelivered:
+                self._last_words[job_id] = word
+            else:  # had it not been accepted, the job would not be known any more
+                word.say(accepted=True)
+        return [(job, words.get(job.job_id)) for job in kept]
+
+    def _take_up(self) -> tuple[list[KeptJob], set[str]]:
+        with self._database.transaction():
+            kept = self._runs.take_up()
+            return kept, {job.job_id for job in kept if self._outbox.supersede(job.job_id)}
 
     async def supersede(self, job_id: str) -> bool:
         """Make way for a new claim; whether the job's end is in the outbox already."""
@@ -119,8 +159,13 @@ class Relay:
         return await self._database.run(partial(self._outbox.supersede, job_id))
 
     async def drop(self, job_id: str) -> None:
-        """Say nothing more of a job that is not ours."""
-        await self._database.run(partial(self._outbox.drop_job, job_id))
+        """Say nothing more of a job that is not ours, and know nothing of it."""
+        await self._database.run(partial(self._drop, job_id))
+
+    def _drop(self, job_id: str) -> None:
+        with self._database.transaction():
+            self._outbox.drop_job(job_id)
+            self._runs.drop(job_id)
 
     async def wait_said(self, job_id: str) -> None:
         """Until nothing is left to say of that job."""
@@ -183,8 +228,7 @@ class Relay:
         if entry.kind is Kind.COMPLETE or isinstance(verdict, Disowned):
             word = self._last_words.pop(entry.job_id, None)
             if word is not None:
-                word.accepted = isinstance(verdict, Delivered)
-                word.said.set()
+                word.say(accepted=isinstance(verdict, Delivered))
 
     async def _attempt(self, queued: QueuedEntry) -> Verdict:
         verdict = await self._try(queued)
@@ -238,7 +282,9 @@ class Relay:
             # Anything but the API's own 403 says nothing of whose the job is.
             return Disowned(str(error)) if error.status == 403 else Later(str(error))
         # A cancelled job has a result only once it was completed as such.
-        if job.status in FINAL_STATUSES or (job.status == "cancelled" and job.result is not None):
+        if job.status in wire.FINAL_STATUSES or (
+            job.status == "cancelled" and job.result is not None
+        ):
             said = queued.attempts > 0  # by an earlier attempt whose answer was lost
             return Delivered() if said else Disowned(f"the job is {job.status}")
         if job.status == "cancelled":
@@ -290,20 +336,35 @@ class Relay:
 
     async def _record(self, queued: QueuedEntry, verdict: Verdict) -> None:
         fields = {"job_id": queued.entry.job_id, "kind": queued.entry.kind}
+        await self._database.run(partial(self._keep_verdict, queued, verdict))
         match verdict:
             case Delivered():
-                await self._database.run(partial(self._outbox.delivered, queued.id))
                 log.debug("outbox_delivered", **fields)
             case Later(reason):
-                due_at = self._now() + round(pause_seconds(queued.attempts) * 1000)
-                await self._database.run(partial(self._outbox.postpone, queued.id, due_at=due_at))
                 log.warning("outbox_postponed", **fields, error=reason)
             case Parked(reason):
-                await self._database.run(partial(self._outbox.park, queued.id, reason))
                 log.error("outbox_parked", **fields, subject=queued.entry.subject, error=reason)
             case Disowned(reason):
-                await self._database.run(partial(self._outbox.drop_job, queued.entry.job_id))
                 log.warning("job_disowned", **fields, reason=reason)
+
+    def _keep_verdict(self, queued: QueuedEntry, verdict: Verdict) -> None:
+        entry = queued.entry
+        with self._database.transaction():
+            match verdict:
+                case Delivered():
+                    self._outbox.delivered(queued.id)
+                    if entry.kind is Kind.RELEASE:
+                        self._runs.drop(entry.job_id)
+                case Later():
+                    due_at = self._now() + round(pause_seconds(queued.attempts) * 1000)
+                    self._outbox.postpone(queued.id, due_at=due_at)
+                case Parked(reason):
+                    self._outbox.park(queued.id, reason)
+                    # Its runs hold the only copy of what the API would not take.
+                    if entry.kind in FINAL_KINDS:
+                        self._runs.drop(entry.job_id)
+                case Disowned():
+                    self._drop(entry.job_id)
 
 
 def shortened(entry: Entry) -> Entry | None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from worker.api import wire
 from worker.clock import rfc3339
-from worker.dispatch.output import Capture, interleave
+from worker.dispatch.capture import Capture
+from worker.dispatch.output import interleave
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import EXIT_CODES, JobResult, JobStatus, Outcome, ServerResult
 from worker.remote.frames import Stream
@@ -149,7 +150,7 @@ def _output(
     def lines(stream: Stream) -> str:
         return clean(
             interleave(
-                (result.server_name, captures[result.execution_id][stream].trimmed(share).blocks())
+                (result.server_name, captures[result.execution_id][stream].blocks(share))
                 for result in results
             )
         )

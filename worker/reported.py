@@ -1,86 +1,60 @@
-"""One execution with its row at the API and its lines in the log."""
+"""One execution with its row at the API and its result in the state."""
 
-import itertools
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
 
-from worker import logs
 from worker.clock import now_ms
-from worker.dispatch.output import Capture, LineCutter
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import ServerExecution
+from worker.printed import Printed
 from worker.relay import Relay
-from worker.remote.credentials import Credentials
-from worker.remote.frames import Stream
-from worker.remote.session import Remote
-from worker.report import Captures, running_entry, share_bytes, update_entry
-from worker.settings import Settings
+from worker.report import running_entry, update_entry
+from worker.state.runs import RunStore
 
 log = structlog.get_logger()
 
 # A run that is over sooner is told of once, by its final row.
 RUNNING_AFTER_SECONDS = 1.0
-# Between two looks at everything else: a script may print a million lines a second.
-LINES_AT_ONCE = 500
 
 
 class ReportedExecution:
-    """A child of the fan-out; `order` numbers what all servers of the job print."""
+    """A child of the fan-out; `known` is its result, where an earlier worker had it already."""
 
     def __init__(
         self,
         plan: Plan,
         execution: PlannedExecution,
-        remote: Remote,
+        inner: ServerExecution,
+        printed: Printed,
         relay: Relay,
-        settings: Settings,
+        runs: RunStore,
         *,
-        credentials: Credentials,
-        cancelled: trio.Event,
-        still_ours: Callable[[], Awaitable[bool]],
-        order: "itertools.count[int]",
+        known: ServerResult | None,
     ) -> None:
         self._plan = plan
         self._execution = execution
+        self._inner = inner
+        self._printed = printed
         self._relay = relay
-        self._order = order
-        self._logs_output = settings.logs.output
-        self._output_limit_bytes = settings.jobs.output_limit_bytes
-        self._captures = {stream: Capture(self._output_limit_bytes) for stream in Stream}
-        self._cutters = {stream: LineCutter() for stream in Stream}
-        self._started = trio.Event()
-        self._inner = ServerExecution(
-            plan,
-            execution,
-            remote,
-            settings,
-            credentials=credentials,
-            cancelled=cancelled,
-            still_ours=still_ours,
-            started=self._started.set,
-            sink=self._take_output,
-        )
-
-    @property
-    def id(self) -> str:
-        return self._execution.id
-
-    @property
-    def captures(self) -> Captures:
-        return self._captures
+        self._runs = runs
+        self._known = known
+        # Whether nothing of the run is left on the server.
+        self.is_clean = False
 
     async def run(self) -> ServerResult:
-        """How the execution ended; its final row is in the outbox then."""
+        """How the execution ended; its final row is in the outbox then, and it in the state."""
+        if self._known is not None:
+            await trio.lowlevel.checkpoint()
+            return self._known
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce)
             result = await self._inner.run()
             # Before the final row, so that the row's `running` never comes after it.
             nursery.cancel_scope.cancel()
-        for stream, cutter in self._cutters.items():
-            await self._keep(stream, cutter.flush())
+        await self._printed.end()
         structlog.contextvars.unbind_contextvars("phase")
         log.info(
             "execution_ended",
@@ -91,41 +65,25 @@ class ReportedExecution:
             runner=result.runner,
             error=result.error,
         )
-        await self._relay.put(update_entry(self._plan, result, self._captures))
-        self._keep_share()
+        await self._relay.put_made(
+            lambda: (update_entry(self._plan, result, self._printed.captures),),
+            also=partial(self._runs.ended, self._plan.job_id, self._execution.id, result.to_json()),
+        )
         return result
 
     async def yield_connection(self) -> None:
         await self._inner.yield_connection()
 
     async def clean_up(self) -> None:
-        await self._inner.clean_up()
+        self.is_clean = await self._inner.clean_up()
 
     async def close(self) -> None:
+        self._printed.close()
         await self._inner.close()
 
     async def _announce(self) -> None:
-        await self._started.wait()
+        await self._inner.begun.wait()
         started_at = now_ms()
+        self._printed.begin()
         await trio.sleep(RUNNING_AFTER_SECONDS)
         await self._relay.put(running_entry(self._plan, self._execution, now=started_at))
-
-    def _keep_share(self) -> None:
-        """After the final row, only the job's share of the output is still of use."""
-        share = share_bytes(len(self._plan.executions), self._output_limit_bytes)
-        self._captures = {
-            stream: capture.trimmed(share) for stream, capture in self._captures.items()
-        }
-
-    async def _take_output(self, stream: Stream, data: bytes) -> None:
-        await self._keep(stream, self._cutters[stream].feed(data))
-
-    async def _keep(self, stream: Stream, lines: bytes) -> None:
-        if not lines:
-            return
-        self._captures[stream].add(next(self._order), lines)
-        if self._logs_output:
-            texts = lines.removesuffix(b"\n").split(b"\n")
-            for at in range(0, len(texts), LINES_AT_ONCE):
-                logs.log_output(stream, texts[at : at + LINES_AT_ONCE])
-                await trio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -11,18 +12,24 @@ import trio_asyncio
 from worker import __version__
 from worker.api.client import QueueClient, open_client
 from worker.api.wire import CapacityBody
+from worker.clock import now_ms
+from worker.crew import Surroundings
 from worker.database import Database
 from worker.errors import ProtocolError, QueueError
 from worker.intake import Intake
 from worker.jobs import Jobs
+from worker.ownership import Ownership
 from worker.relay import Relay
 from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
 from worker.remote.session import Remote
 from worker.settings import DrainPolicy, Settings
-from worker.state.directory import HEARTBEAT
+from worker.state.directory import HEARTBEAT, SPOOLS
 from worker.state.outbox import Outbox
+from worker.state.runs import RunStore
+from worker.state.seal import open_state_seal
+from worker.state.spool import Spools, boot_id
 
 log = structlog.get_logger()
 
@@ -31,13 +38,22 @@ HEARTBEAT_SECONDS = 15.0
 FLUSH_SECONDS = 10.0
 # The runner's grace of 5 s, and the time to hear of it and to say so.
 CANCEL_SECONDS = 20.0
+SWEEP_SECONDS = 3600.0
 
 
 class Service:
     def __init__(self, settings: Settings, client: QueueClient, database: Database) -> None:
+        """Raises StateError if the key of the state cannot be used."""
         self._settings = settings
         self._client = client
-        self._relay = Relay(client, Outbox(database), database)
+        self._database = database
+        self._runs = RunStore(
+            database,
+            open_state_seal(settings.state_dir, settings.state_key),
+            Spools(settings.state_dir / SPOOLS),
+            boot=boot_id(),
+        )
+        self._relay = Relay(client, Outbox(database), self._runs, database)
         artifact = load_artifact()
         remote = Remote(
             Connector(settings.ssh, database),
@@ -48,7 +64,10 @@ class Service:
         # Where the drain sets its limit, once there are jobs to limit.
         self._jobs_scope = trio.CancelScope()
         self._cancelling = False
-        self._jobs = Jobs(client, self._relay, remote, settings)
+        self._jobs = Jobs(
+            Surroundings(settings, database, remote, self._relay, self._runs),
+            Ownership(client, poll_seconds=settings.jobs.cancel_poll_seconds),
+        )
         self._intake = Intake(
             client,
             self._relay,
@@ -64,10 +83,12 @@ class Service:
         tells the API of them. Whether the API has heard all that it must.
         """
         async with trio.open_nursery() as support:
-            support.start_soon(self._relay.run)
-            support.start_soon(self._beat_forever)
             async with trio.open_nursery() as jobs:
                 self._jobs_scope = jobs.cancel_scope
+                await self._intake.take_up(jobs)
+                support.start_soon(self._relay.run)
+                support.start_soon(self._beat_forever)
+                support.start_soon(self._sweep_forever)
                 async with trio.open_nursery() as claiming:
                     claiming.start_soon(self._intake.claim_forever, jobs)
                     await drain.wait()
@@ -97,6 +118,12 @@ class Service:
         self._cancelling = True
         self._jobs.cancel_all()
         self._jobs_scope.deadline = trio.current_time() + CANCEL_SECONDS
+
+    async def _sweep_forever(self) -> NoReturn:
+        """The state's janitor."""
+        while True:
+            await self._database.run(partial(self._runs.sweep, now=now_ms()))
+            await trio.sleep(SWEEP_SECONDS)
 
     async def _beat_forever(self) -> NoReturn:
         """Name every job that the API has not heard the end of; learn which were cancelled."""

@@ -108,6 +108,7 @@ class LogSettings:
 class Settings:
     orchestrator_id: str | None
     state_dir: Path
+    state_key: Secret | None
     encryption_key: SealingKey | None
     api: ApiSettings
     jobs: JobSettings
@@ -161,6 +162,14 @@ STATE_DIR = Variable(
     "the path of a directory that can be written",
     values.file_path,
     default="~/.local/state/cronium-worker",
+)
+STATE_KEY = Variable(
+    "CRONIUM_STATE_KEY",
+    "the key under which the plans of jobs in flight lie in the state file "
+    "(default: made at first start, in `seal.key` beside it)",
+    "64 hexadecimal digits",
+    values.hex_key,
+    secret=True,
 )
 ENCRYPTION_KEY = Variable(
     "CRONIUM_ENCRYPTION_KEY",
@@ -311,6 +320,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     API_TOKEN,
     ORCHESTRATOR_ID,
     STATE_DIR,
+    STATE_KEY,
     ENCRYPTION_KEY,
     JOBS_MAX_CONCURRENT,
     JOBS_POLL_BATCH_SIZE,
@@ -398,6 +408,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     parsed: dict[str, Any] = {
         "orchestrator_id": read(ORCHESTRATOR_ID),
         "state_dir": read(STATE_DIR),
+        "state_key": read(STATE_KEY),
         "encryption_key": read(ENCRYPTION_KEY),
         "api": {
             "endpoint": read(API_ENDPOINT),
@@ -436,6 +447,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings(
         orchestrator_id=parsed["orchestrator_id"],
         state_dir=parsed["state_dir"],
+        state_key=parsed["state_key"],
         encryption_key=parsed["encryption_key"],
         api=ApiSettings(**parsed["api"]),
         jobs=JobSettings(**parsed["jobs"]),

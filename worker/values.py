@@ -139,6 +139,12 @@ def readable_file(text: str) -> Path:
     return path
 
 
+def hex_key(text: str) -> Secret:
+    if not re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+        raise ValueFault("is not that")
+    return Secret(text)
+
+
 def sealing_key(text: str) -> SealingKey:
     try:
         return SealingKey(Secret(text))

@@ -3,79 +3,10 @@
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dispatch.output import MAX_LINE_BYTES, Block, Capture, LineCutter, interleave
-
-chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
-limits = st.integers(0, 200)
-MARKER = re.compile(rb"\n\[cronium\] \.\.\. (\d+) bytes left out \.\.\.\n")
-
-
-def captured(data: list[bytes], limit: int) -> Capture:
-    capture = Capture(limit)
-    for order, chunk in enumerate(data):
-        capture.add(order, chunk)
-    return capture
-
-
-@given(chunks, limits)
-def test_a_stream_within_the_limit_is_kept_byte_for_byte(data: list[bytes], more: int) -> None:
-    stream = b"".join(data)
-
-    capture = captured(data, len(stream) + more)
-
-    assert capture.content() == stream
-    assert capture.left_out == 0
-
-
-@example([b"%02d" % number for number in range(40)], 11)
-@given(chunks, limits)
-def test_a_stream_over_the_limit_keeps_its_first_and_last_half(
-    data: list[bytes], limit: int
-) -> None:
-    stream = b"".join(data)
-
-    capture = captured(data, limit)
-
-    if len(stream) > limit:
-        half = limit // 2
-        first, last = stream[: limit - half], stream[len(stream) - half :]
-        marker = b"\n[cronium] ... %d bytes left out ...\n" % (len(stream) - limit)
-        assert capture.content() == first + marker + last
-        assert capture.left_out == len(stream) - limit
-
-
-@example([b"%02d" % number for number in range(40)], 30, 10)
-@given(chunks, limits, limits)
-def test_a_trimmed_capture_is_one_that_had_the_smaller_limit(
-    data: list[bytes], one: int, other: int
-) -> None:
-    small, large = sorted((one, other))
-
-    trimmed = captured(data, large).trimmed(small)
-
-    fresh = captured(data, small)
-    assert trimmed.content() == fresh.content()
-    assert trimmed.left_out == fresh.left_out
-
-
-@given(chunks, limits)
-def test_no_more_is_kept_than_the_limit(data: list[bytes], limit: int) -> None:
-    capture = Capture(limit)
-    for order, chunk in enumerate(data):
-        capture.add(order, chunk)
-        kept = sum(len(block) for _, block in capture.blocks() if not MARKER.fullmatch(block))
-        assert kept <= limit
-
-
-@given(chunks, limits)
-def test_blocks_keep_the_order_in_which_they_came(data: list[bytes], limit: int) -> None:
-    orders = [order for order, _ in captured(data, limit).blocks()]
-
-    assert orders == sorted(orders)
-
+from worker.dispatch.output import MAX_LINE_BYTES, Block, LineCutter, interleave
 
 lines = st.lists(
     st.one_of(st.binary(max_size=20), st.just(b"\n"), st.just(b"a\nb\nc")), max_size=20
@@ -180,17 +111,6 @@ def test_a_line_that_another_server_breaks_into_goes_on_under_its_name() -> None
     assert whole == b"[a] begun \n[b] between\n[a] ended\n"
 
 
-def test_the_note_of_what_is_left_out_stands_where_it_is() -> None:
-    capture = captured([b"first line\n", b"x" * 100, b"\nlast line\n"], 22)
-
-    whole = interleave([("a", capture.blocks())])
-
-    assert (
-        whole
-        == b"[a] first line\n[a] \n[a] [cronium] ... 100 bytes left out ...\n[a] \n[a] last line\n"
-    )
-
-
 @pytest.mark.parametrize("data", [b"\r50%\r100%\n", b"\x0c\x85\xe2\x80\xa8\n", b"\0\n"])
 def test_only_a_line_feed_ends_a_line(data: bytes) -> None:
     assert interleave([("a", [(0, data)])]) == b"[a] " + data
@@ -204,14 +124,4 @@ def streams(chunks: list[tuple[int, bytes]], count: int) -> list[tuple[str, list
     return [
         (f"s{number}", [(at, data) for at, (server, data) in enumerate(chunks) if server == number])
         for number in range(count)
-    ]
-
-
-def bytes_and_orders(capture: Capture) -> list[tuple[int, int]]:
-    """Each kept byte with its order number, however the blocks are cut."""
-    return [
-        (order, byte)
-        for order, block in capture.blocks()
-        if not MARKER.fullmatch(block)
-        for byte in block
     ]

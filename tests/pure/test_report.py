@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.captures import a_capture
 from worker.dispatch.aggregate import aggregate
-from worker.dispatch.output import Capture
 from worker.dispatch.plan import Plan, PlannedExecution, Server
 from worker.dispatch.result import EXIT_CODES, Outcome, PhaseTimes, ServerResult
 from worker.remote.frames import Stream
@@ -59,10 +59,10 @@ def a_result(
 
 
 def captures_of(stdout: bytes = b"", stderr: bytes = b"", limit: int = MIB) -> Captures:
-    captures = {Stream.STDOUT: Capture(limit), Stream.STDERR: Capture(limit)}
-    captures[Stream.STDOUT].add(0, stdout)
-    captures[Stream.STDERR].add(1, stderr)
-    return captures
+    return {
+        Stream.STDOUT: a_capture([stdout], limit=limit),
+        Stream.STDERR: a_capture([stderr], limit=limit),
+    }
 
 
 def completed(
@@ -251,11 +251,9 @@ NASTY = {
 def test_a_complete_is_at_most_8_mib(kind: str, servers: int) -> None:
     output = NASTY[kind]
     results = [a_result(str(number), Outcome.FAILED, "x" * 500) for number in range(servers)]
-    share = share_bytes(servers, MIB)
     captures = captures_of(output, output)
-    trimmed = {stream: capture.trimmed(share) for stream, capture in captures.items()}
 
-    body = completed(results, {result.execution_id: trimmed for result in results})
+    body = completed(results, {result.execution_id: captures for result in results})
 
     assert len(body) <= MAX_COMPLETE_BYTES
     assert len(body) > MAX_COMPLETE_BYTES // 4

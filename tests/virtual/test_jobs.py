@@ -11,7 +11,9 @@ from trio.testing import MockClock
 
 from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
 from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
+from worker.crew import Surroundings
 from worker.jobs import Jobs
+from worker.ownership import Ownership
 from worker.remote.connection import Connection
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
@@ -73,7 +75,8 @@ def network() -> BlackHole:
 @pytest.fixture
 def jobs(rig: Rig, network: BlackHole) -> Jobs:
     remote = Remote(cast("Connector", network), cast("Deployments", None))
-    return Jobs(rig.queue.client, rig.relay, remote, SETTINGS)
+    around = Surroundings(SETTINGS, rig.database, remote, rig.relay, rig.runs)
+    return Jobs(around, Ownership(rig.queue.client, poll_seconds=10))
 
 
 def a_server(number: int, *, password: str | None = "pass") -> msgspec.Raw:  # noqa: S107

@@ -423,7 +423,7 @@ async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(
         has_end = await rig.relay.supersede("job_1")
         waited_until = trio.current_time()
         rig.queue.statuses["job_1"] = "running"
-        word = await rig.relay.put_last("job_1", complete)
+        word = await rig.relay.put_last("job_1", complete, also=lambda: None)
         await word.said.wait()
         nursery.cancel_scope.cancel()
 

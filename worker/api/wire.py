@@ -120,6 +120,10 @@ class AcknowledgeBody(Body, frozen=True, kw_only=True):
     timestamp: str
 
 
+# A job that was cancelled may still be completed, as such.
+FINAL_STATUSES = frozenset(("completed", "failed", "timeout"))
+
+
 class JobRowBody(Body, frozen=True, kw_only=True):
     """`result` is null until the job was completed."""
 
@@ -256,6 +260,17 @@ def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
     except UNDECODABLE as error:
         raise ProtocolError(f"claim: {error}") from error
     return tuple(_decode_job(raw) for raw in claim.jobs)
+
+
+def decode_job(body: bytes) -> JobBody:
+    """One job as `encode` made it.
+
+    Raises ProtocolError, naming the field, if it is none.
+    """
+    try:
+        return _job.decode(body)
+    except UNDECODABLE as error:
+        raise ProtocolError(f"job: {error}") from error
 
 
 def _decode_job(raw: Raw) -> JobBody | BadJob:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 
 class Phase(StrEnum):
     SETUP = "setup"
@@ -66,6 +68,14 @@ class ServerResult:
     times: PhaseTimes = PhaseTimes()
     error: str | None = None
     runner: str | None = None
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "ServerResult":
+        """The result as `to_json` told it."""
+        return msgspec.json.decode(text, type=cls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """One job on one server: its phases, each under its own cancel scope."""
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ from worker.errors import (
 from worker.remote.credentials import Credentials
 from worker.remote.frames import Ended, Output, Reason, Started, Stream, Superseded
 from worker.remote.payload import Payload
-from worker.remote.runner import Attachment, Offsets, RunRequest
+from worker.remote.runner import NO_SUCH_RUN_STATUS, Attachment, Offsets, RunRequest
 from worker.remote.session import Remote, ServerSession, forget_for_sure
 from worker.settings import Settings
 
@@ -43,7 +44,22 @@ STRAY_SECONDS = 20
 # A runner that is deployed and then not there is somebody else's doing; once more, then give up.
 START_ATTEMPTS = 3
 
+NOTHING_RECEIVED = Offsets()
+
 OutputSink = Callable[[Stream, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What an earlier worker left of an execution.
+
+    A run that `has_begun` is attached to from `offsets` on; of another it is not known whether
+    it has, where it `may_have_begun`.
+    """
+
+    may_have_begun: bool
+    has_begun: bool = False
+    offsets: Offsets = NOTHING_RECEIVED
 
 
 @dataclass(slots=True)
@@ -60,8 +76,8 @@ class ServerExecution:
     """One child of the fan-out.
 
     `run` says how the execution ended, `clean_up` forgets the run on the server, `close` gives
-    up the connection; a run that goes on is not touched by that. `started` is called when the
-    script is known to run, `sink` with what it prints, `still_ours` when somebody else attaches.
+    up the connection; a run that goes on is not touched by that. `begun` is set when the script
+    is known to run, `sink` called with what it prints, `still_ours` when somebody else attaches.
     """
 
     def __init__(
@@ -74,20 +90,30 @@ class ServerExecution:
         credentials: Credentials,
         cancelled: trio.Event,
         still_ours: Callable[[], Awaitable[bool]],
-        started: Callable[[], None],
         sink: OutputSink,
+        resumption: Resumption | None = None,
     ) -> None:
         self._plan = plan
         self._execution = execution
         self._settings = settings
         self._cancelled = cancelled
         self._still_ours = still_ours
-        self._started = started
         self._sink = sink
+        self._resumption = resumption or Resumption(may_have_begun=False)
+        offsets = self._resumption.offsets
         self._progress = _Progress()
+        self._progress.received = {Stream.STDOUT: offsets.stdout, Stream.STDERR: offsets.stderr}
+        self.begun = trio.Event()
         server = execution.server
         self._session = (
-            ServerSession(remote, server.id, server.target, credentials, job_id=plan.job_id)
+            ServerSession(
+                remote,
+                server.id,
+                server.target,
+                credentials,
+                job_id=plan.job_id,
+                has_sent=self._resumption.may_have_begun,
+            )
             if server.target is not None
             else None
         )
@@ -109,14 +135,20 @@ class ServerExecution:
             return self._result(Outcome.LOST, fault)
 
     async def yield_connection(self) -> None:
-        """Once the execution has ended: give the connection up when another one needs it."""
+        """Once the execution has ended: give the connection up when another one needs it, or
+        when its job's end is long in coming."""
         if self._session is not None:
-            await self._session.yield_when_crowded()
+            with trio.move_on_after(self._settings.phases.cleanup_seconds):
+                await self._session.yield_when_crowded()
+            await self._session.close()
 
-    async def clean_up(self) -> None:
-        """Forget the run, within that phase's limit; what stays the runner sweeps away in time."""
+    async def clean_up(self) -> bool:
+        """Forget the run, within that phase's limit; whether nothing of it is left.
+
+        What stays the runner sweeps away in time.
+        """
         if self._session is None or not self._session.has_sent:
-            return
+            return True
         structlog.contextvars.bind_contextvars(phase=Phase.CLEANUP)
         began = trio.current_time()
         failure: str | None = "over its limit"
@@ -131,15 +163,23 @@ class ServerExecution:
             log.info("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
         else:
             log.warning("cleanup_failed", error=failure)
+        return failure is None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
     async def _run_phases(self, session: ServerSession) -> ServerResult:
+        # A job that was cancelled meanwhile is not started, but its run may have been.
+        left = self._resumption
+        if left.has_begun or (left.may_have_begun and self._cancelled.is_set()):
+            await session.take_slot()
+            return await self._execute(session, None)
         begun = await self._set_up(session)
         if not isinstance(begun, ServerResult):
-            return await self._execute(session, *begun)
+            attachment, started = begun
+            self._begin(started)
+            return await self._execute(session, attachment)
         if session.has_sent:
             await self._end_stray_run(session)
         return begun
@@ -241,19 +281,24 @@ class ServerExecution:
 
     # Execution
 
-    async def _execute(
-        self, session: ServerSession, attachment: Attachment, started: Started
-    ) -> ServerResult:
-        structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
+    def _begin(self, started: Started) -> None:
         # A server may say anything; more than the limit has not passed for us.
         elapsed = min(started.elapsed_ms / 1000, self._plan.limit_seconds)
         self._progress.execution_began = trio.current_time() - elapsed
-        self._started()
+        self.begun.set()
         log.info("execution_started", state=started.state)
-        # The runner has the limit; this one is for a runner or a server that is gone.
-        seconds = self._plan.limit_seconds - elapsed + END_GRACE_SECONDS + LATE_SECONDS
+
+    def _latest_end(self) -> float:
+        """When the run must have been heard of; the runner has the limit, this is for a runner
+        or a server that is gone."""
+        began = self._progress.execution_began or trio.current_time()
+        return began + self._plan.limit_seconds + END_GRACE_SECONDS + LATE_SECONDS
+
+    async def _execute(self, session: ServerSession, attachment: Attachment | None) -> ServerResult:
+        """Follow the run to its end; without an `attachment`, one is to be made."""
+        structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
         result = None
-        with trio.move_on_after(seconds) as limit:
+        with trio.move_on_at(self._latest_end()) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signal_when_cancelled, session, limit)
                 result = await self._follow(session, attachment, limit)
@@ -267,11 +312,12 @@ class ServerExecution:
         return self._result(Outcome.LOST, error)
 
     async def _follow(
-        self, session: ServerSession, attachment: Attachment, limit: trio.CancelScope
+        self, session: ServerSession, attachment: Attachment | None, limit: trio.CancelScope
     ) -> ServerResult:
         """Take in what the run prints until it ends, over as many connections as it needs."""
         try:
             while True:
+                attachment = attachment or await self._attach(session)
                 try:
                     return await self._take_in(session, attachment, limit)
                 except (
@@ -286,8 +332,12 @@ class ServerExecution:
                 log.warning("connection_lost", error=str(failure))
                 if isinstance(failure, RunnerMissingError):
                     await session.drop_runner()
-                attachment = await self._attach_again(session)
+                attachment = None
+                await session.pause()
         except RunRefusedError as error:
+            was_heard_of = self._resumption.has_begun or self.begun.is_set()
+            if error.status == NO_SUCH_RUN_STATUS and not was_heard_of:
+                return self._result(Outcome.CANCELLED, "the job was cancelled before its start")
             return self._result(Outcome.LOST, f"the run vanished from the server: {error}")
         except SshError as error:
             return self._result(Outcome.LOST, str(error))
@@ -298,28 +348,34 @@ class ServerExecution:
         """Take in what comes over one connection, until the run or the connection ends."""
         while True:
             match await attachment.receive():
+                case Started() as started if not self.begun.is_set():
+                    self._begin(started)
+                    limit.deadline = min(limit.deadline, self._latest_end())
                 case Output(stream, data):
-                    # A run that is over may still have much to hand on, over a slow line.
-                    limit.deadline = max(limit.deadline, trio.current_time() + UNHEARD_SECONDS)
-                    self._progress.received[stream] += len(data)
                     session.made_progress()
+                    # However long that takes: the sink waits where its disk is full.
+                    latest, limit.deadline = limit.deadline, math.inf
                     await self._sink(stream, data)
+                    self._progress.received[stream] += len(data)
+                    latest = min(latest, limit.deadline)  # a cancel may have come meanwhile
+                    # A run that is over may still have much to hand on, over a slow line.
+                    limit.deadline = max(latest, trio.current_time() + UNHEARD_SECONDS)
                 case Ended() as ended:
                     return self._ended(ended)
                 case Superseded():
                     raise SupersededError("another worker has attached to the run")
 
-    async def _attach_again(self, session: ServerSession) -> Attachment:
+    async def _attach(self, session: ServerSession) -> Attachment:
         """Connect for as long as it takes, within the caller's scope; a refusal is final."""
         received = self._progress.received
         while True:
-            await session.pause()
             try:
                 return await session.attach(
                     self._execution.id, Offsets(received[Stream.STDOUT], received[Stream.STDERR])
                 )
             except (ConnectError, ConnectionLostError, DeployError) as error:
                 log.debug("reconnect_failed", error=str(error))
+            await session.pause()
 
     async def _signal_when_cancelled(self, session: ServerSession, limit: trio.CancelScope) -> None:
         """Ask the runner to end the run, over connections as they come and go."""

@@ -45,6 +45,7 @@ class ServerSession:
         credentials: Credentials,
         *,
         job_id: str,
+        has_sent: bool = False,
     ) -> None:
         self._remote = remote
         self._target = target
@@ -58,7 +59,7 @@ class ServerSession:
         self._pause = PAUSE_FIRST_SECONDS
         self.doing = "waiting for a connection"
         self.source: Source | None = None
-        self.has_sent = False
+        self.has_sent = has_sent
 
     async def take_slot(self) -> None:
         """Wait for the worker's own limit on connections."""

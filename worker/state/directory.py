@@ -14,6 +14,7 @@ from worker.errors import StateError, StateLockedError
 DATABASE = "state.db"
 LOCK = "lock"
 HEARTBEAT = "heartbeat"
+SPOOLS = "spool"
 
 MIGRATIONS = files("worker.state") / "migrations"
 

@@ -127,6 +127,11 @@ class Outbox:
                 "DELETE FROM outbox WHERE job_id = ? AND kind = ? AND parked IS NULL",
                 (job_id, Kind.RELEASE),
             )
+            return self.has_last(job_id)
+
+    def has_last(self, job_id: str) -> bool:
+        """Whether the job's end is still to be delivered."""
+        with self._database.transaction() as tx:
             row = tx.execute(
                 "SELECT 1 FROM outbox WHERE job_id = ? AND kind IN (?, ?) AND parked IS NULL",
                 (job_id, Kind.COMPLETE, Kind.FAIL),

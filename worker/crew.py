@@ -1,0 +1,125 @@
+"""The children of one job's fan-out, put together."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from worker.database import Database
+from worker.dispatch.capture import Capture
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.result import ServerResult
+from worker.dispatch.server import Resumption, ServerExecution
+from worker.flight import Flight
+from worker.ownership import Ownership
+from worker.printed import Orders, Printed
+from worker.relay import Relay
+from worker.remote.credentials import Credentials
+from worker.remote.frames import Stream
+from worker.remote.session import Remote
+from worker.report import Captures, share_bytes
+from worker.reported import ReportedExecution
+from worker.settings import Settings
+from worker.state.runs import JobState, KeptJob, RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the jobs of a worker share."""
+
+    settings: Settings
+    database: Database
+    remote: Remote
+    relay: Relay
+    runs: RunStore
+
+
+class Crew:
+    """One child per server; of a job that an earlier worker `kept`, each goes on where it was."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        around: Surroundings,
+        flight: Flight,
+        ownership: Ownership,
+        *,
+        kept: KeptJob | None = None,
+    ) -> None:
+        self._plan = plan
+        self._around = around
+        self._flight = flight
+        self._ownership = ownership
+        self._kept = kept
+        self._orders = Orders()
+        self._credentials = Credentials(around.settings.encryption_key)
+        self.share_bytes = share_bytes(
+            len(plan.executions), around.settings.jobs.output_limit_bytes
+        )
+        self.captures: dict[str, Captures] = {
+            execution.id: self._captures(execution) for execution in plan.executions
+        }
+        self.children = [self._child(execution) for execution in plan.executions]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of the job is left on any server."""
+        return all(child.is_clean for child in self.children)
+
+    def _captures(self, execution: PlannedExecution) -> Captures:
+        return {
+            stream: Capture(
+                self._around.runs.spool(
+                    self._plan.job_id,
+                    execution.id,
+                    stream,
+                    limit=self._around.settings.jobs.output_limit_bytes,
+                ),
+                self.share_bytes,
+            )
+            for stream in Stream
+        }
+
+    def _child(self, execution: PlannedExecution) -> ReportedExecution:
+        settings = self._around.settings
+        printed = Printed(self.captures[execution.id], self._orders, into_log=settings.logs.output)
+        known = self._known_result(execution)
+        inner = ServerExecution(
+            self._plan,
+            execution,
+            self._around.remote,
+            settings,
+            credentials=self._credentials,
+            cancelled=self._flight.cancelled,
+            still_ours=partial(self._ownership.still_ours, self._flight),
+            sink=printed.take_in,
+            resumption=self._resumption(printed, known),
+        )
+        return ReportedExecution(
+            self._plan,
+            execution,
+            inner,
+            printed,
+            self._around.relay,
+            self._around.runs,
+            known=known,
+        )
+
+    def _known_result(self, execution: PlannedExecution) -> ServerResult | None:
+        if self._kept is None or execution.id not in self._kept.results:
+            return None
+        result = ServerResult.from_json(self._kept.results[execution.id])
+        # Without its spools, what the run printed is to be had from the server once more.
+        has_output = self._kept.spools_are_whole or result.runner is None
+        return result if has_output or self._is_reported else None
+
+    @property
+    def _is_reported(self) -> bool:
+        return self._kept is not None and self._kept.state is JobState.REPORTED
+
+    def _resumption(self, printed: Printed, known: ServerResult | None) -> Resumption | None:
+        if self._kept is None:
+            return None
+        if known is not None:
+            return Resumption(may_have_begun=known.runner is not None)
+        has_begun = printed.has_begun
+        printed.take_up()
+        return Resumption(may_have_begun=True, has_begun=has_begun, offsets=printed.offsets)

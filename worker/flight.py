@@ -1,0 +1,44 @@
+"""A job in flight in this process."""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+log = structlog.get_logger()
+
+
+class Flight:
+    def __init__(self, job_id: str, free_slot: Callable[[], None]) -> None:
+        self.job_id = job_id
+        self.cancelled = trio.Event()
+        # The API has heard, or will hear from the outbox, how the job ended.
+        self.is_settled = False
+        # It has heard: what is left is to clean up.
+        self.is_over = False
+        # It is another's, or was over before we could say so.
+        self.is_disowned = False
+        # Around all that is done on servers.
+        self.scope = trio.CancelScope()
+        self._free_slot = free_slot
+        self._holds_slot = True
+
+    def cancel(self) -> None:
+        if not self.cancelled.is_set():
+            log.info("job_cancelling", job_id=self.job_id)
+            self.cancelled.set()
+
+    def settle(self) -> None:
+        """The job's end is in the outbox."""
+        self.is_settled = True
+        self.free_slot()
+
+    def disown(self) -> None:
+        """The job is another's now, or over: leave its runs alone and say nothing of it."""
+        self.is_settled = self.is_over = self.is_disowned = True
+        self.scope.cancel()
+
+    def free_slot(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._free_slot()

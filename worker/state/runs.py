@@ -1,0 +1,150 @@
+"""Jobs whose runs are to be followed or forgotten, for a worker that starts anew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from worker.database import Database
+from worker.state.seal import StateSeal
+from worker.state.spool import Spool, Spools
+
+DAY_MS = 86_400_000
+# How long the state tells what became of a job, and of how many.
+KEPT_MS = 7 * DAY_MS
+KEPT_JOBS = 10_000
+
+
+class JobState(StrEnum):
+    """`running`: its runs are to be followed; `reported`: they are to be forgotten once the API
+    has the job's end; `finished`: nothing is left to do."""
+
+    RUNNING = "running"
+    REPORTED = "reported"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptJob:
+    """`results` has what is known of ended executions, as JSON, by their ids.
+
+    `spools_are_whole` is false when the machine went down since they were written.
+    """
+
+    job_id: str
+    state: JobState
+    began_at: int
+    spools_are_whole: bool
+    sealed_claim: bytes = field(repr=False)
+    results: Mapping[str, bytes] = field(repr=False)
+
+
+class RunStore:
+    """`boot` names the machine's present boot."""
+
+    def __init__(self, database: Database, seal: StateSeal, spools: Spools, *, boot: str) -> None:
+        self._database = database
+        self._seal = seal
+        self._spools = spools
+        self._boot = boot
+
+    def spool(self, job_id: str, execution_id: str, stream: str, *, limit: int) -> Spool:
+        """What was received of one stream of a run; it goes with the job."""
+        return self._spools.spool(job_id, execution_id, stream, limit=limit)
+
+    def begin(self, job_id: str, claim: bytes, *, now: int) -> None:
+        """Keep a claimed job; whatever the state had of an earlier claim of it is gone."""
+        sealed = self._seal.seal(claim, about=job_id)
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+            tx.execute(
+                "INSERT INTO jobs (job_id, state, claim, boot, began_at) VALUES (?, ?, ?, ?, ?)",
+                (job_id, JobState.RUNNING, sealed, self._boot, now),
+            )
+        self._spools.remove(job_id)
+
+    def ended(self, job_id: str, execution_id: str, result: bytes) -> None:
+        """Keep how an execution ended; nothing if its job has been dropped meanwhile."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                INSERT OR REPLACE INTO executions (execution_id, job_id, result)
+                SELECT ?, job_id, ? FROM jobs WHERE job_id = ?
+                """,
+                (execution_id, result, job_id),
+            )
+
+    def reported(self, job_id: str, *, now: int) -> None:
+        """The job's end is in the outbox; to be called in the transaction that puts it there."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE jobs SET state = ?, ended_at = ? WHERE job_id = ?",
+                (JobState.REPORTED, now, job_id),
+            )
+
+    def finish(self, job_id: str) -> None:
+        """The API has the job's end and its runs are forgotten: its plan and spools go too."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE jobs SET state = ?, claim = NULL WHERE job_id = ? AND state = ?",
+                (JobState.FINISHED, job_id, JobState.REPORTED),
+            )
+        self._spools.remove(job_id)
+
+    def drop(self, job_id: str) -> None:
+        """Know nothing of that job any more: it is another's, or its runs are left alone."""
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        self._spools.remove(job_id)
+
+    def take_up(self) -> list[KeptJob]:
+        """The jobs that are not finished, the oldest first; theirs are the only spools then."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                """
+                SELECT job_id, state, began_at, boot, claim FROM jobs
+                WHERE state != ? ORDER BY began_at, job_id
+                """,
+                (JobState.FINISHED,),
+            ).fetchall()
+            kept = [
+                KeptJob(
+                    job_id,
+                    JobState(state),
+                    began_at,
+                    boot == self._boot,
+                    claim,
+                    dict(
+                        tx.execute(
+                            "SELECT execution_id, result FROM executions WHERE job_id = ?",
+                            (job_id,),
+                        ).fetchall()
+                    ),
+                )
+                for job_id, state, began_at, boot, claim in rows
+            ]
+            tx.execute("UPDATE jobs SET boot = ? WHERE state != ?", (self._boot, JobState.FINISHED))
+        self._spools.remove_all_but([job.job_id for job in kept if job.spools_are_whole])
+        return kept
+
+    def open_claim(self, job: KeptJob) -> bytes:
+        """Raises SealedValueError if the state's key is not the one it was sealed under."""
+        return self._seal.open(job.sealed_claim, about=job.job_id)
+
+    def sweep(self, *, now: int) -> None:
+        """Forget jobs that ended long ago, or are too many; also one whose runs could not be
+        forgotten for as long: the runner's own janitor has swept those by now."""
+        with self._database.transaction() as tx:
+            gone = tx.execute(
+                """
+                DELETE FROM jobs
+                WHERE ended_at <= ?
+                  AND job_id NOT IN (SELECT job_id FROM outbox WHERE parked IS NULL)
+                  OR state = ? AND job_id NOT IN (
+                    SELECT job_id FROM jobs WHERE state = ? ORDER BY ended_at DESC LIMIT ?
+                  )
+                RETURNING job_id
+                """,
+                (now - KEPT_MS, JobState.FINISHED, JobState.FINISHED, KEPT_JOBS),
+            ).fetchall()
+        for (job_id,) in gone:
+            self._spools.remove(job_id)

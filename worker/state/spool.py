@@ -1,0 +1,133 @@
+"""What was received of one stream of a run, in a file of bounded size."""
+
+import os
+import shutil
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+MAGIC = b"cwspool1"
+# Magic, limit, bytes received.
+_header = struct.Struct("<8sQQ")
+_count = struct.Struct("<Q")
+_COUNT_AT = _header.size - _count.size
+# More than this is written in pieces, each counted: so much more than half of the limit the ring
+# has room for, and bytes that are not counted yet never take the place of any that are wanted.
+PIECE_BYTES = 256 * 1024
+
+
+class Spool:
+    """The first and the last half of a stream, under the limit all of it.
+
+    Each byte has a place that follows from its offset alone, and the count follows the bytes. So
+    a process that is killed in between finds fewer counted, is given the rest once more, and
+    writes it to the same places. Nothing is synced: after the machine itself went down, begin anew.
+
+    Raises OSError from `write` where there is no room; what is counted stays whole.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        """The spool at `path` as it was left, with the limit that it had, or an empty one."""
+        self._path = path
+        self._file: int | None = None
+        self.limit = limit
+        self.received = 0
+        try:
+            with path.open("rb") as file:
+                head = file.read(_header.size)
+        except FileNotFoundError:
+            self.exists = False
+            return
+        self.exists = True
+        if len(head) == _header.size and head.startswith(MAGIC):
+            _, self.limit, self.received = _header.unpack(head)
+
+    def write(self, data: bytes) -> None:
+        """Add the next bytes of the stream, perhaps none: the file is there then."""
+        if self._file is None:
+            self._file = self._open()
+        for at in range(0, len(data), PIECE_BYTES):
+            self._write_piece(self._file, data[at : at + PIECE_BYTES])
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from one offset up to another, of the first or the last half."""
+        if start >= end:
+            return b""
+        with self._path.open("rb") as file:
+            return b"".join(
+                os.pread(file.fileno(), length, at) for at, length in self._places(start, end)
+            )
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self) -> int:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _put(file, _header.pack(MAGIC, self.limit, self.received), 0)
+        except BaseException:
+            os.close(file)
+            raise
+        self.exists = True
+        return file
+
+    def _write_piece(self, file: int, data: bytes) -> None:
+        start, end = self.received, self.received + len(data)
+        taken = 0
+        for at, length in self._places(start, end):
+            _put(file, data[taken : taken + length], at)
+            taken += length
+        _put(file, _count.pack(end), _COUNT_AT)
+        self.received = end
+
+    def _places(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """Where the bytes between two offsets lie: places in the file, with lengths."""
+        head = self.limit - self.limit // 2
+        ring = self.limit // 2 + PIECE_BYTES
+        while start < end:
+            if start < head:
+                at, length = start, head - start
+            else:
+                turn = (start - head) % ring
+                at, length = head + turn, ring - turn
+            length = min(length, end - start)
+            yield _header.size + at, length
+            start += length
+
+
+class Spools:
+    """The spools of all jobs in flight, a directory each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def spool(self, job_id: str, execution_id: str, stream: str, *, limit: int) -> Spool:
+        return Spool(self._directory / job_id / f"{execution_id}.{stream}", limit)
+
+    def remove(self, job_id: str) -> None:
+        shutil.rmtree(self._directory / job_id, ignore_errors=True)
+
+    def remove_all_but(self, job_ids: Iterable[str]) -> None:
+        """What a worker that was killed meant to remove."""
+        if self._directory.exists():
+            for path in self._directory.iterdir():
+                if path.name not in job_ids:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def boot_id() -> str:
+    """What names this boot of the machine; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _put(file: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, at)
+        view, at = view[written:], at + written
