@@ -78,6 +78,39 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill(folder: Path) -> Path:
+    """Leave no room in `folder`; the file that takes it."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_output_that_there_is_no_room_for_is_left_with_the_server_until_there_is(
+    site: Site, sshd: Sshd, small_disk: Path, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    worker = site.start_worker(state=str(small_disk), LOG_OUTPUT="off")
+    job_id = site.submit(
+        f"touch {mark}; until [ -e {go} ]; do sleep 0.05; done; seq 15000; seq 99 >&2", name
+    )
+    wait_for(mark.exists, "the script's start")
+    worker.wait_for_event("execution_started")
+    filler = fill(small_disk)
+
+    go.touch()
+    worker.wait_for_event("spool_unwritable")
+    filler.unlink()
+
+    numbers = "".join(f"{number}\n" for number in range(1, 15001))
+    errors = "".join(f"{number}\n" for number in range(1, 100))
+    assert site.finished(job_id).executions[0].output == f"{numbers}\n--- STDERR ---\n{errors}"
+    assert worker.events("spool_writable_again")
+
+
 def test_a_full_disk_is_waited_for_and_costs_no_job(
     site: Site, sshd: Sshd, small_disk: Path
 ) -> None:
@@ -85,10 +118,7 @@ def test_a_full_disk_is_waited_for_and_costs_no_job(
     name = site.add(sshd.server)
     worker = site.start_worker(state=str(small_disk))
     worker.wait_for_event("worker_started")
-    filler = small_disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    filler = fill(small_disk)
 
     job_id = site.submit("head -c 200000 /dev/zero | tr '\\000' x", name)
     worker.wait_for_event("state_unwritable")
