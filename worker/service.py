@@ -53,7 +53,8 @@ class Service:
             Spools(settings.state_dir / SPOOLS),
             boot=boot_id(),
         )
-        self._relay = Relay(client, Outbox(database), self._runs, database)
+        self._outbox = Outbox(database)
+        self._relay = Relay(client, self._outbox, self._runs, database)
         artifact = load_artifact()
         remote = Remote(
             Connector(settings.ssh, database),
@@ -123,6 +124,7 @@ class Service:
         """The state's janitor."""
         while True:
             await self._database.run(partial(self._runs.sweep, now=now_ms()))
+            await self._database.run(partial(self._outbox.sweep, now=now_ms()))
             await trio.sleep(SWEEP_SECONDS)
 
     async def _beat_forever(self) -> NoReturn:

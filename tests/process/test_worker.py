@@ -78,6 +78,19 @@ def test_an_idle_worker_listens_nowhere_and_drains_at_once(site: Site) -> None:
     assert [line["event"] for line in worker.log()][-2:] == ["draining", "worker_stopped"]
 
 
+def test_it_takes_as_many_files_as_it_may(site: Site) -> None:
+    site.start_queue()
+    worker = site.start_worker()
+    worker.wait_for_event("worker_started")
+
+    limits = Path(f"/proc/{worker.pid}/limits").read_text()
+    worker.process.terminate()
+    worker.wait()
+
+    soft, hard = re.search(r"Max open files\s+(\w+)\s+(\w+)", limits).groups()  # type: ignore[union-attr]  # always there
+    assert int(soft) >= min(65536, 2**20 if hard == "unlimited" else int(hard))
+
+
 def test_sigterm_lets_a_running_job_finish(site: Site, sshd: Sshd, tmp_path: Path) -> None:
     mark = tmp_path / "started"
     site.start_queue()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract_files import FOLDER, claimed_jobs
-from worker.api.wire import BadJob, JobBody, decode_claim
+from worker.api.wire import BadJob, JobBody, decode_claim, decode_job, encode
 from worker.dispatch.plan import Plan, execution_id, plan_job
 from worker.errors import JobError, ProtocolError
 from worker.remote.payload import Interpreter
@@ -436,6 +436,26 @@ def test_text_that_is_not_utf_8_fails_its_job_alone() -> None:
     assert isinstance(bad, BadJob)
     assert bad.id == "bad"
     assert isinstance(good, JobBody)
+
+
+def test_half_of_a_surrogate_pair_fails_its_job_alone() -> None:
+    body = json.dumps({"jobs": [a_job(id="bad", script={"content": "\ud800"}), a_job(id="z")]})
+
+    bad, good = decode_claim(body.encode())
+
+    assert isinstance(bad, BadJob)
+    assert (bad.id, "malformed" in bad.fault) == ("bad", True)
+    assert isinstance(good, JobBody)
+
+
+def test_a_job_that_is_kept_and_read_again_makes_the_same_plan() -> None:
+    (job,) = decoded(a_job())
+    assert isinstance(job, JobBody)
+
+    again = decode_job(encode(job))
+
+    options: dict[str, Any] = {"sealing_key": None, "max_execution_seconds": DAY}
+    assert plan_job(again, **options) == plan_job(job, **options)
 
 
 def test_nesting_too_deep_to_follow_is_a_named_error() -> None:

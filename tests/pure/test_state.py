@@ -13,7 +13,7 @@ from worker.errors import StateError, StateLockedError
 from worker.state.directory import DATABASE, LOCK, MIGRATIONS, open_state
 from worker.state.host_keys import HostKeys
 from worker.state.identity import worker_id
-from worker.state.outbox import Entry, Kind, Outbox
+from worker.state.outbox import PARKED_MS, Entry, Kind, Outbox
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 
 WEB = ServerKey("1", "web.example.com", 22, "deploy")
@@ -50,6 +50,18 @@ def deliver_all(outbox: Outbox, *, now: int = 10) -> list[tuple[str, str]]:
 
 
 # The database.
+
+
+def test_what_was_given_up_is_kept_for_a_month(outbox: Outbox) -> None:
+    outbox.put([entry("a", Kind.COMPLETE), entry("b", Kind.COMPLETE)], now=0)
+    outbox.park(1, "refused")
+
+    outbox.sweep(now=PARKED_MS - 1)
+    kept = outbox.parked()
+    outbox.sweep(now=PARKED_MS)
+
+    assert (len(kept), outbox.parked()) == (1, [])
+    assert heads(outbox) == [("b", Kind.COMPLETE)]
 
 
 def test_a_new_database_has_the_newest_version(database: Database) -> None:

@@ -1,5 +1,6 @@
 """The bodies of the queue API, as the Cronium app speaks it."""
 
+import json
 from typing import Annotated, Any
 
 import msgspec
@@ -258,8 +259,21 @@ def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
     try:
         claim = _claim.decode(body)
     except UNDECODABLE as error:
-        raise ProtocolError(f"claim: {error}") from error
-    return tuple(_decode_job(raw) for raw in claim.jobs)
+        return _decode_one_by_one(body, error)
+    return tuple(_decode_job(raw, raw) for raw in claim.jobs)
+
+
+def _decode_one_by_one(body: bytes, fault: Exception) -> tuple[JobBody | BadJob, ...]:
+    """A claim that holds what msgspec does not read, such as half of a surrogate pair, which the
+    app's language can write: the job that it stands in is at fault, not the others."""
+    try:
+        jobs = [dict(job) for job in json.loads(body)["jobs"]]
+    except (*UNDECODABLE, ValueError, KeyError, TypeError):
+        raise ProtocolError(f"claim: {fault}") from fault
+    return tuple(
+        _decode_job(Raw(json.dumps(job).encode()), Raw(json.dumps({"id": job.get("id")}).encode()))
+        for job in jobs
+    )
 
 
 def decode_job(body: bytes) -> JobBody:
@@ -273,13 +287,13 @@ def decode_job(body: bytes) -> JobBody:
         raise ProtocolError(f"job: {error}") from error
 
 
-def _decode_job(raw: Raw) -> JobBody | BadJob:
+def _decode_job(raw: Raw, key: Raw) -> JobBody | BadJob:
     try:
         return _job.decode(raw)
     except UNDECODABLE as error:
         fault = f"job: {error}"
     try:
-        return BadJob(_job_key.decode(raw).id, fault)
+        return BadJob(_job_key.decode(key).id, fault)
     except UNDECODABLE:
         return BadJob(None, fault)
 

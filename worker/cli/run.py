@@ -1,6 +1,7 @@
 """`cronium-worker run`: the worker."""
 
 import os
+import resource
 import sys
 import textwrap
 from functools import partial
@@ -17,6 +18,7 @@ from worker.state.identity import worker_id
 
 EXIT_CONFIGURATION = 2
 EXIT_TRY_AGAIN = 75
+FILE_LIMIT = 65536
 
 
 def _variables() -> str:
@@ -28,6 +30,14 @@ def _variables() -> str:
         text = f"{variable.meaning}; {variable.expected}"
         lines += textwrap.wrap(text, 84, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def _raise_file_limit() -> None:
+    """Each server takes a connection and two spools; the usual 1024 is for programs of the past."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, FILE_LIMIT)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @click.command(epilog=_variables())
@@ -45,6 +55,7 @@ def run() -> None:
     The first SIGTERM or SIGINT lets running jobs finish, the second cancels them, the third
     ends the process at once.
     """
+    _raise_file_limit()
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
     try:

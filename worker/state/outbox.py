@@ -22,6 +22,10 @@ class Kind(StrEnum):
 FINAL_KINDS = (Kind.COMPLETE, Kind.FAIL, Kind.RELEASE)
 
 
+# How long an entry that was given up is there for an operator to see.
+PARKED_MS = 30 * 86_400_000
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """`subject` is the execution's id for rows and the job's id for the rest."""
@@ -151,6 +155,14 @@ class Outbox:
         with self._database.transaction() as tx:
             rows = tx.execute("SELECT DISTINCT job_id FROM outbox ORDER BY job_id").fetchall()
         return tuple(job_id for (job_id,) in rows)
+
+    def sweep(self, *, now: int) -> None:
+        """Forget what was given up long ago."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                "DELETE FROM outbox WHERE parked IS NOT NULL AND created_at <= ?",
+                (now - PARKED_MS,),
+            )
 
     def parked(self) -> list[tuple[str, str, str]]:
         """Job, subject and reason of each entry that was given up."""
