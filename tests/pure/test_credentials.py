@@ -124,7 +124,17 @@ def test_a_password_that_only_looks_sealed_is_taken_as_it_is() -> None:
     looks_sealed = "QUJD" * 12
     assert may_be_sealed(looks_sealed)
 
-    assert opened(password=looks_sealed).password == Secret(looks_sealed)
+    taken = opened(password=looks_sealed)
+
+    assert taken.password == Secret(looks_sealed)
+    assert taken.doubt == "; the password looks sealed, and CRONIUM_ENCRYPTION_KEY does not open it"
+
+
+def test_a_sealed_password_without_our_key_is_a_reason_to_doubt_it() -> None:
+    sealed = Credential(password=Secret(KEY.seal("hunter2")))
+
+    assert open_credential(sealed, None).doubt.endswith("CRONIUM_ENCRYPTION_KEY is not set")
+    assert (open_credential(sealed, KEY).doubt, opened(password="hunter2").doubt) == ("", "")
 
 
 def test_the_key_goes_before_the_password() -> None:

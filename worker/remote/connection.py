@@ -159,7 +159,7 @@ async def open_connection(
         )
     except (asyncssh.Error, OSError, ValueError) as error:  # ValueError: nonsense on the wire
         refusal = clients[-1].refusal if clients else None
-        raise refusal or _translate(error, target) from error
+        raise refusal or _translate(error, target, credential.doubt) from error
     connection = Connection(raw)
     try:
         yield connection
@@ -168,11 +168,11 @@ async def open_connection(
             await connection.close()
 
 
-def _translate(error: Exception, target: Target) -> SshError:
+def _translate(error: Exception, target: Target, doubt: str) -> SshError:
     """The error of a connection attempt in the worker's terms and an operator's words."""
     match error:
         case asyncssh.PermissionDenied():
-            return AuthenticationError(f"{target} refused the credential")
+            return AuthenticationError(f"{target} refused the credential{doubt}")
         case asyncssh.HostKeyNotVerifiable():
             return HostKeyError(f"the host key of {target} cannot be verified: {error}")
         case socket.gaierror():

@@ -13,6 +13,7 @@ from worker.errors import ConnectionDroppedError
 from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.host_keys import HostKeyCheck
+from worker.remote.refusals import Refusals
 from worker.remote.target import Target
 from worker.settings import HostKeyPolicy, SshSettings
 from worker.state.host_keys import HostKeys
@@ -32,6 +33,7 @@ class Connector:
             asyncssh.read_known_hosts(str(settings.known_hosts)) if settings.known_hosts else None
         )
         self._pins = HostKeys(database)
+        self._refusals = Refusals()
         self._slots = trio.CapacityLimiter(settings.max_connections)
         self._crowding = trio.Event()
         self._handshakes: dict[tuple[str, int], trio.CapacityLimiter] = {}
@@ -97,14 +99,16 @@ class Connector:
         ):
             with attempt:
                 async with self._handshake(target):
-                    return await stack.enter_async_context(
-                        open_connection(
-                            target,
-                            credential,
-                            check,
-                            keepalive_seconds=self._settings.keepalive_seconds,
+                    # Inside, so that of many servers behind one sshd the rest heed the first.
+                    with self._refusals.heeded(target):
+                        return await stack.enter_async_context(
+                            open_connection(
+                                target,
+                                credential,
+                                check,
+                                keepalive_seconds=self._settings.keepalive_seconds,
+                            )
                         )
-                    )
         raise AssertionError("stamina ends with a result or an error")
 
     @asynccontextmanager

@@ -16,8 +16,11 @@ from worker.secret import Secret
 
 @dataclass(frozen=True, slots=True)
 class OpenedCredential:
+    """`doubt` says what may be wrong with a credential that is refused; it is empty mostly."""
+
     key: asyncssh.SSHKey | None = field(repr=False)
     password: Secret | None
+    doubt: str = ""
 
 
 class Credentials:
@@ -52,7 +55,7 @@ def open_credential(credential: Credential, sealing_key: SealingKey | None) -> O
         return OpenedCredential(_private_key(credential.private_key, passphrase, sealing_key), None)
     if credential.password is not None:
         password = _opened(credential.password, sealing_key)
-        return OpenedCredential(None, password)
+        return OpenedCredential(None, password, _doubt(password, sealing_key))
     raise AuthenticationError("the server entry has neither a private key nor a password")
 
 
@@ -66,6 +69,13 @@ def _opened(secret: Secret | None, key: SealingKey | None) -> Secret | None:
         return Secret(key.open(secret.reveal()))
     except SealedValueError:
         return secret
+
+
+def _doubt(password: Secret | None, key: SealingKey | None) -> str:
+    if password is None or not may_be_sealed(password.reveal()):
+        return ""
+    reason = "does not open it" if key is not None else "is not set"
+    return f"; the password looks sealed, and CRONIUM_ENCRYPTION_KEY {reason}"
 
 
 def _private_key(
