@@ -157,13 +157,21 @@ class ServerExecution:
             with trio.move_on_after(seconds, shield=True) as limit:
                 # Outside the shield on purpose: it tells when the worker is to end.
                 nursery.start_soon(_hasten, limit)  # noqa: ASYNC111  cancelled before the scope ends
-                failure = await forget_for_sure(self._session, self._execution.id)
+                failure = await self._forget(self._session)
             nursery.cancel_scope.cancel()
         if failure is None:
             log.info("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
         else:
             log.warning("cleanup_failed", error=failure)
         return failure is None
+
+    async def _forget(self, session: ServerSession) -> str | None:
+        """Why the run could not be forgotten; None when it was."""
+        try:
+            await forget_for_sure(session, self._execution.id)
+        except WorkerError as error:
+            return str(error)
+        return None
 
     async def close(self) -> None:
         if self._session is not None:

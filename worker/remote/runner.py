@@ -159,29 +159,60 @@ async def attach(
 
 
 async def signal(connection: Connection, path: str, execution_id: str, reason: str) -> None:
-    """End the run; nothing of it is left when this returns. `reason` is cancel or timeout."""
-    command = f"sh {path} signal {_nonce()} {execution_id} {reason}"
-    await _call(connection, command, fine=(0, NO_SUCH_RUN_STATUS))
+    """End the run; nothing of it is left when this returns. `reason` is cancel or timeout.
+
+    Raises RunnerMissingError if no usable runner answered.
+    """
+    await _call(connection, path, "signal", execution_id, reason, fine=(0, NO_SUCH_RUN_STATUS))
+
+
+async def answer(
+    connection: Connection, path: str, execution_id: str, call_id: str, answer: bytes
+) -> None:
+    """Hand a helper call its answer, if its script still waits for one.
+
+    Raises RunnerMissingError if no usable runner answered.
+    """
+    await _call(
+        connection,
+        path,
+        "answer",
+        execution_id,
+        call_id,
+        message=answer,
+        fine=(0, NO_SUCH_RUN_STATUS),
+    )
 
 
 async def forget(connection: Connection, path: str, execution_ids: Iterable[str]) -> None:
     """Remove runs that have ended; idempotent. One that never was will not start any more.
 
-    Raises RunRefusedError if one of them still goes on.
+    Raises RunRefusedError if one of them still goes on, RunnerMissingError if no usable runner
+    answered.
     """
-    command = f"sh {path} forget {_nonce()} {' '.join(execution_ids)}"
-    await _call(connection, command, fine=(0,))
+    await _call(connection, path, "forget", *execution_ids, fine=(0,))
 
 
-async def _call(connection: Connection, command: str, *, fine: tuple[int, ...]) -> None:
+async def _call(
+    connection: Connection,
+    path: str,
+    verb: str,
+    *arguments: str,
+    message: bytes = b"",
+    fine: tuple[int, ...],
+) -> None:
+    nonce = _nonce()
     try:
-        async with connection.exec(command) as channel:
+        async with connection.exec(f"sh {path} {verb} {nonce} {' '.join(arguments)}") as channel:
             with trio.fail_after(CALL_SECONDS):
+                await channel.send_all(message)
                 channel.send_eof()
-                await _read_answer(channel)
+                answer = await _read_answer(channel)
     except trio.TooSlowError as error:
         raise ConnectionLostError("the runner does not answer") from error
     status = channel.exit_status
+    if b"\ncronium h %b " % nonce.encode() not in b"\n" + answer:
+        raise RunnerMissingError(f"no runner answered (exit status {status}): {channel.stderr}")
     if status not in fine:
         raise RunRefusedError(status, channel.stderr or "no reason given")
 

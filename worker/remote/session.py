@@ -1,13 +1,14 @@
 """One server, reached over as many connections as it takes."""
 
 import random
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
 import trio
 
-from worker.errors import WorkerError
+from worker.errors import ConnectError, ConnectionLostError, DeployError, RunnerMissingError
 from worker.remote import runner
 from worker.remote.connection import Connection
 from worker.remote.connector import Connector
@@ -85,18 +86,32 @@ class ServerSession:
     async def signal(self, execution_id: str) -> None:
         """End the run as cancelled."""
         connection, usable = await self._reach()
-        await runner.signal(connection, usable.path, execution_id, "cancel")
+        await self._call(runner.signal(connection, usable.path, execution_id, "cancel"))
 
     async def signal_beside(self, execution_id: str) -> bool:
         """As `signal`, from another task and over the connection that there is; False if none."""
-        if self._connection is None or self._runner is None:
+        if self._connection is None:
             return False
-        await runner.signal(self._connection, self._runner.path, execution_id, "cancel")
+        usable = await self._find_runner(self._connection)
+        await self._call(runner.signal(self._connection, usable.path, execution_id, "cancel"))
+        return True
+
+    async def answer_beside(self, execution_id: str, call_id: str, answer: bytes) -> bool:
+        """Answer a helper call, from another task and over the connection that there is.
+
+        False if there is none: the next attachment brings the call again.
+        """
+        if self._connection is None:
+            return False
+        usable = await self._find_runner(self._connection)
+        await self._call(
+            runner.answer(self._connection, usable.path, execution_id, call_id, answer)
+        )
         return True
 
     async def forget(self, execution_id: str) -> None:
         connection, usable = await self._reach()
-        await runner.forget(connection, usable.path, [execution_id])
+        await self._call(runner.forget(connection, usable.path, [execution_id]))
 
     async def verified(self) -> None:
         """The runner has answered, so its digest, where it was to be compared, was right."""
@@ -130,6 +145,14 @@ class ServerSession:
         self._connection, self._has_slot = None, False
         await stack.aclose()
 
+    async def _call(self, call: Awaitable[None]) -> None:
+        """A verb of the runner; one that is missing is deployed before the next."""
+        try:
+            await call
+        except RunnerMissingError:
+            await self.drop_runner()
+            raise
+
     async def _reach(self) -> tuple[Connection, UsableRunner]:
         await self.take_slot()
         if self._connection is None:
@@ -139,26 +162,27 @@ class ServerSession:
             self._connection = await self._stack.enter_async_context(
                 self._remote.connector.connection(self._target, credential, self._job_id)
             )
+        return self._connection, await self._find_runner(self._connection)
+
+    async def _find_runner(self, connection: Connection) -> UsableRunner:
         if self._runner is None:
             self.doing = "deploying the runner"
-            self._runner = await self._remote.deployments.runner(self._key, self._connection)
+            self._runner = await self._remote.deployments.runner(self._key, connection)
             self.source = self.source or self._runner.source
             log.debug("runner_ready", source=self._runner.source, path=self._runner.path)
-        return self._connection, self._runner
+        return self._runner
 
 
-async def forget_for_sure(session: ServerSession, execution_id: str) -> str | None:
-    """Why the run could not be forgotten; None when it was.
+async def forget_for_sure(session: ServerSession, execution_id: str) -> None:
+    """Forget the run, within the caller's scope, over as many connections as that takes.
 
-    Tried once more over a new connection, as the old one may have died while it was idle.
+    Raises WorkerError if the server, or its runner, will not.
     """
-    failure = None
-    for _ in range(2):
+    while True:
         try:
             await session.forget(execution_id)
-        except WorkerError as error:
-            failure = str(error)
+        except (ConnectError, ConnectionLostError, DeployError, RunnerMissingError) as error:
+            log.debug("forget_failed", error=str(error))
         else:
-            return None
-        await session.close()
-    return failure
+            return
+        await session.pause()
