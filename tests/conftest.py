@@ -1,17 +1,42 @@
-"""Servers and accounts to log into."""
+"""Servers and accounts to log into, and what runs beside what."""
 
+import fcntl
 import os
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.ports import reserved_port
 from worker.demo.sshd import LocalServer, Sshd, open_fleet, open_sshd, unusable_reason
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What must run alone comes last, when the workers have nothing else left to do."""
+    items.sort(key=_is_alone)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Nothing runs beside a test that is marked `alone`, however many workers there are."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    # The directory around the workers' own ones: this run's, and no other run's.
+    room = os.open(Path(item.config.option.basetemp).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(room, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH)
+        return (yield)
+    finally:
+        os.close(room)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +79,12 @@ def password_account() -> Iterator[Account]:
         yield account
     finally:
         _retry_locked("userdel", "--force", account.name)
+
+
+@pytest.fixture
+def spare_port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class QueueRig:
         return httpx.AsyncClient(
             base_url=self.address + "/api/internal",
             headers={"Authorization": f"Bearer {TOKEN}", "X-Orchestrator-ID": worker_id},
-            timeout=10,
+            timeout=20,
             **options,
         )
 

@@ -11,6 +11,7 @@ import trio_asyncio
 from tests.queue_rig import TOKEN, QueueRig, running_queue
 from worker import settings
 from worker.api.client import open_client
+from worker.api.runtime import open_runtimes
 from worker.clock import now_ms
 from worker.database import Database
 from worker.demo.sshd import LocalServer
@@ -150,10 +151,11 @@ async def worker_on(
         async with (
             trio_asyncio.open_loop(),
             open_client(loaded.api, worker_id(database, None)) as client,
+            open_runtimes(loaded.runtime, client) as runtimes,
             trio.open_nursery() as nursery,
         ):
             drain = trio.Event()
-            service = Service(loaded, client, database)
+            service = Service(loaded, client, runtimes, database)
             nursery.start_soon(service.run, drain)
             yield WorkerRig(queue, database, service, drain)
             drain.set()

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from functools import partial
 
+from worker.api.runtime import Runtimes
+from worker.api.tokens import Identity
 from worker.database import Database
 from worker.dispatch.capture import Capture
+from worker.dispatch.helper_calls import HelperCalls
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import Resumption, ServerExecution
@@ -18,7 +21,7 @@ from worker.remote.session import Remote
 from worker.report import Captures, share_bytes
 from worker.reported import ReportedExecution
 from worker.settings import Settings
-from worker.state.runs import JobState, KeptJob, RunStore
+from worker.state.runs import KeptJob, RunStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,15 @@ class Surroundings:
     remote: Remote
     relay: Relay
     runs: RunStore
+    runtimes: Runtimes
 
 
 class Crew:
-    """One child per server; of a job that an earlier worker `kept`, each goes on where it was."""
+    """One child per server.
+
+    Of a job that may be left from an earlier worker, each looks first for its run on the server,
+    and goes on where that worker was if this state has `kept` the job.
+    """
 
     def __init__(
         self,
@@ -42,12 +50,14 @@ class Crew:
         flight: Flight,
         ownership: Ownership,
         *,
+        is_left: bool,
         kept: KeptJob | None = None,
     ) -> None:
         self._plan = plan
         self._around = around
         self._flight = flight
         self._ownership = ownership
+        self._is_left = is_left
         self._kept = kept
         self._orders = Orders()
         self._credentials = Credentials(around.settings.encryption_key)
@@ -91,6 +101,7 @@ class Crew:
             cancelled=self._flight.cancelled,
             still_ours=partial(self._ownership.still_ours, self._flight),
             sink=printed.take_in,
+            calls=self._helper_calls(execution),
             resumption=self._resumption(printed, known),
         )
         return ReportedExecution(
@@ -103,20 +114,20 @@ class Crew:
             known=known,
         )
 
+    def _helper_calls(self, execution: PlannedExecution) -> HelperCalls:
+        plan = self._plan
+        identity = Identity(
+            plan.job_id, execution.id, plan.user_id, plan.event_id, plan.limit_seconds
+        )
+        return HelperCalls(plan, execution, self._around.runtimes.of(identity))
+
     def _known_result(self, execution: PlannedExecution) -> ServerResult | None:
         if self._kept is None or execution.id not in self._kept.results:
             return None
-        result = ServerResult.from_json(self._kept.results[execution.id])
-        # Without its spools, what the run printed is to be had from the server once more.
-        has_output = self._kept.spools_are_whole or result.runner is None
-        return result if has_output or self._is_reported else None
-
-    @property
-    def _is_reported(self) -> bool:
-        return self._kept is not None and self._kept.state is JobState.REPORTED
+        return ServerResult.from_json(self._kept.results[execution.id])
 
     def _resumption(self, printed: Printed, known: ServerResult | None) -> Resumption | None:
-        if self._kept is None:
+        if not self._is_left:
             return None
         if known is not None:
             return Resumption(may_have_begun=known.runner is not None)

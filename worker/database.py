@@ -22,13 +22,22 @@ STUCK_SECONDS = 1.0
 
 
 class Database:
-    """Raises StateError if the file is of a newer version than `migrations` know."""
+    """Raises StateError if the file is of a newer version than `migrations` know, or of an older
+    one and is not to be migrated."""
 
-    def __init__(self, path: Path | str, migrations: Traversable, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        migrations: Traversable,
+        *,
+        migrate: bool = True,
+        inline: bool = False,
+    ) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._inline = inline
         # Whether something waits for room.
         self.is_stuck = False
+        self._after_commit: list[Callable[[], object]] = []
         self._limiter = trio.CapacityLimiter(1)
         try:
             # Readers never wait for the writer.
@@ -38,7 +47,7 @@ class Database:
             self._connection.execute("PRAGMA foreign_keys = ON")
             # Commands such as `queue submit` write to the file beside the server.
             self._connection.execute("PRAGMA busy_timeout = 10000")
-            self._migrate(migrations)
+            self._migrate(migrations, is_allowed=migrate)
         except BaseException:
             self._connection.close()
             raise
@@ -83,12 +92,19 @@ class Database:
             yield self._connection
             return
         self._connection.execute("BEGIN IMMEDIATE")
+        self._after_commit.clear()
         try:
             yield self._connection
             self._connection.execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
+        for action in self._after_commit:
+            action()
+
+    def after_commit(self, action: Callable[[], object]) -> None:
+        """Do `action` once the present transaction holds, and not at all if it does not."""
+        self._after_commit.append(action)
 
     def _roll_back(self) -> None:
         # On a full disk SQLite has done so by itself.
@@ -98,7 +114,7 @@ class Database:
     def close(self) -> None:
         self._connection.close()
 
-    def _migrate(self, migrations: Traversable) -> None:
+    def _migrate(self, migrations: Traversable, *, is_allowed: bool) -> None:
         """Apply the files `NNNN_name.sql` that this database has not had, one transaction each."""
         numbered = {
             int(file.name[:4]): file
@@ -111,6 +127,11 @@ class Database:
             raise StateError(
                 f"the database is of version {version}, this program knows {newest}: "
                 "it was written by a newer release"
+            )
+        if version < newest and not is_allowed:
+            raise StateError(
+                f"the database is of version {version}, this program needs {newest}: "
+                "a worker of this release has to be started on it first"
             )
         for number in sorted(numbered):
             if number > version:

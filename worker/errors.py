@@ -56,6 +56,30 @@ class QueueRefusedError(QueueError):
         self.status = status
 
 
+class RuntimeApiError(WorkerError):
+    """The runtime API did not do what a script asked for."""
+
+
+class RuntimeUnavailableError(RuntimeApiError):
+    """The runtime API did not answer, or answered that it cannot just now; as with the queue's."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RuntimeRefusedError(RuntimeApiError):
+    """The runtime API understood and refused; asking again will not help."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the runtime API refused with {status}: {message}")
+        self.status = status
+
+
+class HelperCallError(WorkerError):
+    """What a script asked for cannot be done; the text is for the script."""
+
+
 class SshError(WorkerError):
     """A server cannot be used over SSH."""
 

@@ -141,7 +141,9 @@ class Jobs:
             # Before anything is sent to a server.
             also=partial(self._runs.begin, plan.job_id, wire.encode(job), now=began_at),
         )
-        crew = Crew(plan, self._around, flight, self._ownership)
+        # A job that was cancelled meanwhile is not started; but a worker before may have done so.
+        is_left = flight.cancelled.is_set()
+        crew = Crew(plan, self._around, flight, self._ownership, is_left=is_left)
         await self._fly(plan, flight, crew, partial(self._report, plan, crew, flight, began_at))
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
@@ -158,7 +160,7 @@ class Jobs:
             await self._relay.drop(kept.job_id)
             return
         log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
-        crew = Crew(plan, self._around, flight, self._ownership, kept=kept)
+        crew = Crew(plan, self._around, flight, self._ownership, is_left=True, kept=kept)
         report = (
             partial(self._report, plan, crew, flight, kept.began_at)
             if last_word is None

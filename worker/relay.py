@@ -15,6 +15,7 @@ from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.database import Database
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.report import cancelled_entry
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, Outbox, QueuedEntry
 from worker.state.runs import JobState, KeptJob, RunStore
 
@@ -45,13 +46,20 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class Void:
+    """It is not to be said any more, though the job is still ours."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Disowned:
     """The job is another worker's, or ended: what was to be said of it is void."""
 
     reason: str
 
 
-Verdict = Delivered | Later | Parked | Disowned
+Verdict = Delivered | Later | Parked | Void | Disowned
 
 
 def pause_seconds(attempts: int) -> float:
@@ -149,6 +157,7 @@ class Relay:
 
     def _take_up(self) -> tuple[list[KeptJob], set[str]]:
         with self._database.transaction():
+            self._outbox.take_up()
             kept = self._runs.take_up()
             return kept, {job.job_id for job in kept if self._outbox.supersede(job.job_id)}
 
@@ -175,6 +184,10 @@ class Relay:
     async def wait_empty(self) -> None:
         for job_id in await self._database.run(self._outbox.pending_jobs):
             await self.wait_said(job_id)
+
+    async def is_done(self) -> bool:
+        """Whether nothing is left to be said or done by the next worker on this state."""
+        return not await self._database.run(self._runs.running)
 
     async def known_jobs(self) -> tuple[str, ...]:
         """The jobs of which something is kept, though it may be given up."""
@@ -288,9 +301,15 @@ class Relay:
             said = queued.attempts > 0  # by an earlier attempt whose answer was lost
             return Delivered() if said else Disowned(f"the job is {job.status}")
         if job.status == "cancelled":
-            if entry.kind is not Kind.COMPLETE:  # a release would queue it again
+            if entry.kind is Kind.FAIL:
                 return Disowned("the job is cancelled")
-            entry = _as_cancelled(entry)
+            if entry.kind is Kind.COMPLETE:
+                entry = _as_cancelled(entry)
+            elif await self._database.run(partial(self._runs.has, entry.job_id)):
+                # A release would queue it again; its runs are ended at the next start.
+                return Void("the job is cancelled")
+            else:
+                entry = cancelled_entry(entry.job_id, "it was given back", self._now())
         await self._send_shortened(entry)
         return Delivered()
 
@@ -344,6 +363,8 @@ class Relay:
                 log.warning("outbox_postponed", **fields, error=reason)
             case Parked(reason):
                 log.error("outbox_parked", **fields, subject=queued.entry.subject, error=reason)
+            case Void(reason):
+                log.warning("outbox_voided", **fields, reason=reason)
             case Disowned(reason):
                 log.warning("job_disowned", **fields, reason=reason)
 
@@ -363,18 +384,27 @@ class Relay:
                     # Its runs hold the only copy of what the API would not take.
                     if entry.kind in FINAL_KINDS:
                         self._runs.drop(entry.job_id)
+                case Void():
+                    self._outbox.delivered(queued.id)
                 case Disowned():
                     self._drop(entry.job_id)
 
 
 def shortened(entry: Entry) -> Entry | None:
-    """A `complete` with half of its output, from the middle; None when there is none left."""
+    """A `complete` with half of its output, from the middle; None when there is none left.
+
+    What the scripts said goes last, and as a whole.
+    """
     if entry.kind is not Kind.COMPLETE:
         return None
     body = msgspec.json.decode(entry.body)
     output = body["output"]
     if not any(output.values()):
-        return None
+        if body.get("scriptOutput") is None:
+            return None
+        body["scriptOutput"] = None
+        output["stdout"] = "[cronium] script output left out, too large for the way to the API\n"
+        return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))
     for stream, text in output.items():
         quarter = len(text) // 4
         dropped = f"\n[cronium] ... {len(text) - 2 * quarter} characters left out ...\n"

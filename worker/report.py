@@ -1,10 +1,16 @@
 """From a job's results to what the API is told: bodies for the outbox."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
+
+from msgspec import UNSET, Raw, UnsetType
 
 from worker.api import wire
 from worker.clock import rfc3339
+from worker.dispatch.aggregate import MAX_NAMES
 from worker.dispatch.capture import Capture
 from worker.dispatch.output import interleave
 from worker.dispatch.plan import Plan, PlannedExecution
@@ -13,6 +19,8 @@ from worker.remote.frames import Stream
 from worker.state.outbox import Entry, Kind
 
 MAX_COMPLETE_BYTES = 8 * 1024 * 1024
+# Of these, what scripts said may have so much: it cannot be cut, as what they print can.
+MAX_SCRIPT_OUTPUT_BYTES = 4 * 1024 * 1024
 
 # How the app itself joins the two streams where there is one field.
 STDERR_HEADING = "\n--- STDERR ---\n"
@@ -24,6 +32,8 @@ _ROW_STATUS = {
     Outcome.TIMED_OUT: "TIMEOUT",
     Outcome.CANCELLED: "CANCELLED",
 }
+
+NULL = Raw(b"null")
 
 Captures = Mapping[Stream, Capture]
 
@@ -94,6 +104,9 @@ def complete_entry(
     share: int,
 ) -> Entry:
     """The job's end, at most 8 MiB whatever its output escapes to; `share` is `share_bytes`."""
+    script_output, left_out = _script_output(results)
+    if left_out:
+        job = replace(job, message=f"{job.message}; {_left_out(left_out)}")
     metrics = _metrics(job, results, started_at, ended_at)
     while True:
         output = _output(job, results, captures, share)
@@ -103,6 +116,8 @@ def complete_entry(
                 exit_code=job.exit_code,
                 output=output,
                 metrics=metrics,
+                script_output=script_output,
+                condition=_condition(results),
                 timestamp=rfc3339(ended_at),
             )
         )
@@ -110,6 +125,53 @@ def complete_entry(
             return Entry(plan.job_id, Kind.COMPLETE, plan.job_id, body)
         # Prefixes and escapes take their part; a tenth to spare ends this in a few turns.
         share = share * MAX_COMPLETE_BYTES // len(body) * 9 // 10
+
+
+def _script_output(results: Sequence[ServerResult]) -> tuple[Any, list[str]]:
+    """What the scripts said: one server's as it is, of several by their names, UNSET if none did;
+    and the servers whose output has no room, where null stands in its place.
+
+    The smallest have it first, so that as many as can be are told.
+    """
+    said = {
+        name: result.script_output
+        for name, result in zip(_names(results), results, strict=True)
+        if result.script_output is not None
+    }
+    sizes = sorted((len(value), name) for name, value in said.items())
+    totals = accumulate(size for size, _ in sizes)
+    without = {
+        name
+        for (_, name), total in zip(sizes, totals, strict=True)
+        if total > MAX_SCRIPT_OUTPUT_BYTES
+    }
+    values = {name: NULL if name in without else Raw(value) for name, value in said.items()}
+    told = (values if len(results) > 1 else next(iter(values.values()))) if values else UNSET
+    return told, [name for name in said if name in without]
+
+
+def _left_out(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES])
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    limit = MAX_SCRIPT_OUTPUT_BYTES // (1024 * 1024)
+    return f"script output left out, over {limit} MiB together: {shown}{more}"
+
+
+def _names(results: Sequence[ServerResult]) -> list[str]:
+    """The servers' names, and their ids where two have the same."""
+    count = Counter(result.server_name for result in results)
+    return [
+        result.server_name
+        if count[result.server_name] == 1
+        else f"{result.server_name} ({result.server_id})"
+        for result in results
+    ]
+
+
+def _condition(results: Sequence[ServerResult]) -> bool | UnsetType:
+    """True only if every server that set one set true."""
+    said = [result.condition for result in results if result.condition is not None]
+    return all(said) if said else UNSET
 
 
 def share_bytes(servers: int, output_limit_bytes: int) -> int:

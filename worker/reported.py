@@ -67,7 +67,13 @@ class ReportedExecution:
         )
         await self._relay.put_made(
             lambda: (update_entry(self._plan, result, self._printed.captures),),
-            also=partial(self._runs.ended, self._plan.job_id, self._execution.id, result.to_json()),
+            also=partial(
+                self._runs.ended,
+                self._plan.job_id,
+                self._execution.id,
+                result.to_json(),
+                has_run=result.runner is not None,
+            ),
         )
         return result
 

@@ -11,6 +11,7 @@ import trio_asyncio
 
 from worker import __version__
 from worker.api.client import QueueClient, open_client
+from worker.api.runtime import Runtimes, open_runtimes
 from worker.api.wire import CapacityBody
 from worker.clock import now_ms
 from worker.crew import Surroundings
@@ -42,7 +43,9 @@ SWEEP_SECONDS = 3600.0
 
 
 class Service:
-    def __init__(self, settings: Settings, client: QueueClient, database: Database) -> None:
+    def __init__(
+        self, settings: Settings, client: QueueClient, runtimes: Runtimes, database: Database
+    ) -> None:
         """Raises StateError if the key of the state cannot be used."""
         self._settings = settings
         self._client = client
@@ -66,7 +69,7 @@ class Service:
         self._jobs_scope = trio.CancelScope()
         self._cancelling = False
         self._jobs = Jobs(
-            Surroundings(settings, database, remote, self._relay, self._runs),
+            Surroundings(settings, database, remote, self._relay, self._runs, runtimes),
             Ownership(client, poll_seconds=settings.jobs.cancel_poll_seconds),
         )
         self._intake = Intake(
@@ -104,7 +107,7 @@ class Service:
             if flush.cancelled_caught:
                 log.warning("outbox_not_empty", jobs=len(await self._relay.pending_jobs()))
             support.cancel_scope.cancel()
-        return not flush.cancelled_caught
+        return not flush.cancelled_caught and await self._relay.is_done()
 
     async def _limit_drain(self) -> None:
         """What still runs at the drain's limit is handed over, or ended, as is configured."""
@@ -162,11 +165,12 @@ async def serve(settings: Settings, database: Database, worker_id: str) -> bool:
     async with (
         trio_asyncio.open_loop() as loop,
         open_client(settings.api, worker_id) as client,
+        open_runtimes(settings.runtime, client) as runtimes,
         trio.open_nursery() as nursery,
     ):
         # trio-asyncio would end the worker for what asyncio only reports.
         loop.set_exception_handler(_log_stray)
-        service = Service(settings, client, database)
+        service = Service(settings, client, runtimes, database)
         drain = trio.Event()
         await nursery.start(_obey_signals, service, drain)
         log.info("worker_started", version=__version__, endpoint=settings.api.endpoint)

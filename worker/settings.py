@@ -50,6 +50,7 @@ class SecretSource:
 
     value: Secret
     file: Path | None = None
+    is_usable: Callable[[str], bool] = values.is_header_text
 
     def read(self) -> Secret:
         """The secret as it is now; the first value when its file cannot be read."""
@@ -60,13 +61,21 @@ class SecretSource:
         except (OSError, UnicodeDecodeError):
             return self.value
         # One that is just being written may be empty or cut.
-        return Secret(text) if values.is_header_text(text) else self.value
+        return Secret(text) if self.is_usable(text) else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     endpoint: str
     token: SecretSource
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """The runtime API; `jwt_secret` signs the tokens that it takes."""
+
+    url: str
+    jwt_secret: SecretSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,7 @@ class Settings:
     state_key: Secret | None
     encryption_key: SealingKey | None
     api: ApiSettings
+    runtime: RuntimeSettings | None
     jobs: JobSettings
     phases: PhaseSettings
     ssh: SshSettings
@@ -176,6 +186,21 @@ ENCRYPTION_KEY = Variable(
     "the app's key for sealed credentials and environment values",
     "64 hexadecimal digits",
     values.sealing_key,
+    secret=True,
+)
+RUNTIME_URL = Variable(
+    "CRONIUM_RUNTIME_URL",
+    "where the runtime API is, which answers what scripts ask for (default: the queue API's own "
+    "routes do, without tool actions)",
+    "a URL such as http://runtime:8081, and CRONIUM_JWT_SECRET with it",
+    values.runtime_url,
+)
+JWT_SECRET = Variable(
+    "CRONIUM_JWT_SECRET",
+    "signs the tokens of the runtime API, one per execution; read again from its file after a 401",
+    "the runtime API's own, of 32 characters or more (no fewer than 16), and CRONIUM_RUNTIME_URL "
+    "with it",
+    values.jwt_secret,
     secret=True,
 )
 JOBS_MAX_CONCURRENT = Variable(
@@ -268,7 +293,8 @@ SSH_HOST_KEYS = Variable(
 )
 SSH_KNOWN_HOSTS = Variable(
     "CRONIUM_SSH_KNOWN_HOSTS",
-    "host keys in OpenSSH's format, read by `accept-new` and `strict`",
+    "host keys in OpenSSH's format, heeded by `accept-new` and `strict`; "
+    "read again when it changes",
     "the path of a readable file",
     values.readable_file,
 )
@@ -322,6 +348,8 @@ VARIABLES: tuple[Variable[Any], ...] = (
     STATE_DIR,
     STATE_KEY,
     ENCRYPTION_KEY,
+    RUNTIME_URL,
+    JWT_SECRET,
     JOBS_MAX_CONCURRENT,
     JOBS_POLL_BATCH_SIZE,
     SETUP_TIMEOUT,
@@ -371,6 +399,19 @@ class _Reader:
             self.faults.append(f"{variable.name}: {shown} {fault}; expected {variable.expected}")
             return None
 
+    def is_given(self, variable: Variable[Any]) -> bool:
+        """Whether there is anything, be it at fault."""
+        given = self._environ.get(variable.name, "").strip()
+        return bool(given or (variable.secret and self.secret_file(variable)))
+
+    def together(self, one: Variable[Any], other: Variable[Any]) -> None:
+        """Two that make no sense alone."""
+        if self.is_given(one) != self.is_given(other):
+            given, missing = (one, other) if self.is_given(one) else (other, one)
+            self.faults.append(
+                f"{missing.name}: not set, but {given.name} is; expected both or neither"
+            )
+
     def _text(self, variable: Variable[Any]) -> str | None:
         text = self._environ.get(variable.name, "").strip()
         file = self.secret_file(variable) if variable.secret else None
@@ -405,6 +446,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     reader = _Reader(environ)
     read = reader.read
     token = read(API_TOKEN)
+    reader.together(RUNTIME_URL, JWT_SECRET)
+    runtime_url, jwt_secret = read(RUNTIME_URL), read(JWT_SECRET)
     parsed: dict[str, Any] = {
         "orchestrator_id": read(ORCHESTRATOR_ID),
         "state_dir": read(STATE_DIR),
@@ -450,11 +493,28 @@ def load(environ: Mapping[str, str]) -> Settings:
         state_key=parsed["state_key"],
         encryption_key=parsed["encryption_key"],
         api=ApiSettings(**parsed["api"]),
+        runtime=(
+            RuntimeSettings(
+                runtime_url,
+                SecretSource(jwt_secret, reader.secret_file(JWT_SECRET), values.is_jwt_secret),
+            )
+            if runtime_url and jwt_secret
+            else None
+        ),
         jobs=JobSettings(**parsed["jobs"]),
         phases=PhaseSettings(**parsed["phases"]),
         ssh=SshSettings(**parsed["ssh"]),
         logs=LogSettings(**parsed["logs"]),
     )
+
+
+def load_state_dir(environ: Mapping[str, str]) -> Path:
+    """For commands that need no more than that. Raises SettingsError."""
+    reader = _Reader(environ)
+    directory = reader.read(STATE_DIR)
+    if directory is None:
+        raise SettingsError(tuple(reader.faults))
+    return directory
 
 
 def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:

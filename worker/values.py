@@ -96,6 +96,16 @@ def switch(text: str) -> bool:
 
 
 def endpoint(text: str) -> str:
+    url = _http_url(text, "the token as CRONIUM_API_TOKEN")
+    return url.removesuffix("/api/internal") + "/api/internal"
+
+
+def runtime_url(text: str) -> str:
+    return _http_url(text, "the secret as CRONIUM_JWT_SECRET")
+
+
+def _http_url(text: str, instead: str) -> str:
+    """The URL without a slash at its end; `instead` is how to give what does not belong in it."""
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
@@ -104,10 +114,10 @@ def endpoint(text: str) -> str:
     if parts.scheme not in ("http", "https") or not host or not is_header_text(text):
         raise ValueFault("is not an http(s) URL")
     if parts.username or parts.password:
-        raise ValueFault("holds a user name or password; give the token as CRONIUM_API_TOKEN")
+        raise ValueFault(f"holds a user name or password; give {instead}")
     if parts.query or parts.fragment:
         raise ValueFault("has more than a path behind the host")
-    return text.rstrip("/").removesuffix("/api/internal") + "/api/internal"
+    return text.rstrip("/")
 
 
 def worker_name(text: str) -> str:
@@ -120,6 +130,22 @@ def worker_name(text: str) -> str:
 def token(text: str) -> Secret:
     if not is_header_text(text):
         raise ValueFault("holds spaces or characters outside ASCII")
+    return Secret(text)
+
+
+# RFC 7518 asks HS256 for 32 bytes; there are apps with less, and the token must match theirs.
+LEAST_JWT_SECRET = 16
+
+
+def is_jwt_secret(text: str) -> bool:
+    return len(text) >= LEAST_JWT_SECRET and text.isprintable()
+
+
+def jwt_secret(text: str) -> Secret:
+    if not text.isprintable():
+        raise ValueFault("holds a line break or a control character")
+    if not is_jwt_secret(text):
+        raise ValueFault(f"is shorter than {LEAST_JWT_SECRET} characters")
     return Secret(text)
 
 

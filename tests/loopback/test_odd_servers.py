@@ -1,7 +1,9 @@
 """Runs that go wrong in between: what is reported of them, and that none goes on unfollowed."""
 
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import asyncssh
@@ -10,12 +12,15 @@ import trio
 import trio_asyncio
 from structlog.testing import capture_logs
 
-from tests.worker_rig import entry_of, outcomes, running_worker, until_exists
+from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, until_idle
+from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd
 from worker.errors import HostKeyError
+from worker.remote.address import Address
 from worker.remote.connection import open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.host_keys import HostKeyCheck
+from worker.remote.known_hosts import KnownHosts
 from worker.remote.target import Credential, Target
 from worker.settings import HostKeyPolicy
 
@@ -49,10 +54,42 @@ async def test_a_quiet_script_is_not_taken_for_a_silent_server_when_keepalives_a
     async with running_worker(tmp_path, {"CRONIUM_SSH_KEEPALIVE": "3s"}) as rig:
         names = rig.add(sshd.server)
 
-        with capture_logs() as logs, trio.fail_after(30):
+        with capture_logs() as logs, trio.fail_after(60):
             await rig.run("sleep 5", names)
 
     assert [line for line in logs if line["event"] == "connection_lost"] == []
+
+
+@pytest.mark.parametrize("ends", ["by itself", "cancelled"])
+async def test_a_runner_deleted_while_its_script_runs_is_put_back_for_what_is_left_to_do(
+    ends: str, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            job_id = rig.submit(
+                f"echo begun; touch {mark}; until [ -e {go} ]; do sleep 0.05; done", names
+            )
+            await until_exists(mark)
+
+            artifact(sshd).unlink()
+            if ends == "cancelled":
+                rig.queue.store.cancel(job_id, now_ms())
+                rig.service._jobs.cancel(job_id)
+            else:
+                go.touch()
+            report = await rig.finished(job_id)
+            await until_idle(rig)
+
+    assert report.executions[0].output == "begun\n"
+    assert list((sshd.server.home / ".cache/cronium/runs").iterdir()) == []
+    assert rig_states(tmp_path) == ["finished"]
+
+
+def rig_states(folder: Path) -> list[str]:
+    with closing(sqlite3.connect(folder / "state" / "state.db")) as connection:
+        return [state for (state,) in connection.execute("SELECT state FROM jobs")]
 
 
 async def test_a_run_is_not_lost_while_its_output_still_comes(
@@ -62,12 +99,13 @@ async def test_a_run_is_not_lost_while_its_output_still_comes(
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             report = await rig.run("yes | head -c 400000", names, timeout_seconds=1)
 
     assert outcomes(report) == {names[0]: ("success", 0)}
 
 
+@pytest.mark.alone
 async def test_the_loop_is_never_held_up_by_what_a_script_prints(
     sshd: Sshd, tmp_path: Path
 ) -> None:
@@ -83,7 +121,7 @@ async def test_the_loop_is_never_held_up_by_what_a_script_prints(
     async with running_worker(tmp_path) as rig, trio.open_nursery() as nursery:
         names = rig.add(sshd.server)
         nursery.start_soon(watch)
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             await rig.run("yes | head -c 300000", names)
         nursery.cancel_scope.cancel()
 
@@ -94,18 +132,19 @@ async def test_a_run_that_starts_after_the_setup_limit_does_not_go_on_unfollowed
     sshd: Sshd, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            await rig.run("true", names)
+    runner = artifact(sshd)
+    runner.write_text(
+        runner.read_text()
+        .replace("launch() {\n", "launch() {\n    sleep 4\n")
+        .replace("bury_unknown() {\n", "bury_unknown() {\n    sleep 4\n")
+    )
     environ = {"CRONIUM_SETUP_TIMEOUT": "2s", "CRONIUM_CLEANUP_TIMEOUT": "1s"}
     async with running_worker(tmp_path, environ) as rig:
-        names = rig.add(sshd.server)
-        with trio.fail_after(30):
-            await rig.run("true", names)
-            runner = artifact(sshd)
-            runner.write_text(
-                runner.read_text()
-                .replace("launch() {\n", "launch() {\n    sleep 4\n")
-                .replace("bury_unknown() {\n", "bury_unknown() {\n    sleep 4\n")
-            )
-
+        with trio.fail_after(60):
             report = await rig.run(f"touch {mark}; sleep 600", names)
             await trio.sleep(4)
 
@@ -119,7 +158,7 @@ async def test_an_attacher_that_is_killed_on_the_server_costs_neither_run_nor_ou
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             job_id = rig.submit(
                 f"echo before; touch {mark}; until [ -e {go} ]; do sleep 0.05; done; echo after",
                 names,
@@ -140,7 +179,7 @@ async def test_an_attacher_that_is_killed_on_the_server_costs_neither_run_nor_ou
 async def test_a_run_that_the_server_has_forgotten_is_lost(sshd: Sshd, tmp_path: Path) -> None:
     async with running_worker(tmp_path, {"CRONIUM_JOBS_MAX_CONCURRENT": "1"}) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             first = await rig.run("true", names)
             forgotten = sshd.server.home / ".cache" / "cronium" / "forgotten"
             mark = tmp_path / "mark"
@@ -159,7 +198,7 @@ async def test_an_exit_code_no_process_can_have_is_not_passed_on(
 ) -> None:
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await rig.run("true", names)
             artifact(sshd).write_text(
                 r"printf '\ncronium h %s 1 000000000000\nr new 0\nx 99999999999 exit 1 1\n' $2"
@@ -178,7 +217,7 @@ async def test_a_connection_that_waits_for_other_servers_is_given_up_to_who_need
     environ = {"CRONIUM_SSH_MAX_CONNECTIONS": "2", "CRONIUM_SETUP_TIMEOUT": "4s"}
     async with running_worker(tmp_path, environ) as rig:
         rig.add(fast, slow, other)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             script = (
                 f'[ "$CRONIUM_SERVER_NAME" = {fast.name} ] && exit; touch {mark}; '
                 f"until [ -e {go} ]; do sleep 0.05; done"
@@ -210,7 +249,8 @@ async def test_a_server_whose_other_key_is_known_is_asked_for_that_one(tmp_path:
         )
         port = server.get_port()
         line = f"[127.0.0.1]:{port} {known.export_public_key().decode()}"
-        check = HostKeyCheck(HostKeyPolicy.STRICT, asyncssh.import_known_hosts(line), None)
+        address = Address("127.0.0.1", port)
+        check = HostKeyCheck(HostKeyPolicy.STRICT, address, KnownHosts(line).listed(address))
         try:
             with trio.fail_after(10):
                 async with open_connection(

@@ -13,7 +13,7 @@ import trio
 from tests.conftest import Account
 from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker, until_exists
 from worker.clock import now_ms
-from worker.demo.sshd import LocalServer, Sshd, free_port, open_sshd
+from worker.demo.sshd import LocalServer, Sshd, open_sshd
 from worker.queue_server.model import JobReport
 
 Fleet = Callable[[int], tuple[LocalServer, ...]]
@@ -30,7 +30,7 @@ async def test_a_script_over_its_limit_is_timed_out_with_its_output_kept(
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("echo begun; sleep 60", names, timeout_seconds=1)
 
     assert outcomes(report) == {names[0]: ("timed_out", 124)}
@@ -46,7 +46,7 @@ async def test_death_by_a_signal_is_a_failure_with_its_number(
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run(f"kill -{signal} $$", names)
 
     assert outcomes(report) == {names[0]: ("failed", code)}
@@ -59,7 +59,7 @@ async def test_a_run_over_its_output_limit_is_a_failure_with_137(
     async with running_worker(tmp_path, {"CRONIUM_RUN_MAX_OUTPUT": "1MiB"}) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             report = await rig.run("while :; do head -c 100000 /dev/zero; sleep 0.01; done", names)
 
     assert outcomes(report) == {names[0]: ("failed", 137)}
@@ -77,7 +77,7 @@ async def test_a_refused_key_is_unreachable_and_the_other_servers_go_on(
             bad.name, host=bad.host, port=bad.port, username=bad.user, private_key=stranger
         )
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("true", [good.name, bad.name])
 
     assert outcomes(report) == {good.name: ("success", 0), bad.name: ("unreachable", 255)}
@@ -99,20 +99,19 @@ def black_hole() -> Iterator[tuple[str, int]]:
 
 
 async def test_a_dead_port_and_a_black_hole_are_unreachable(
-    black_hole: tuple[str, int], tmp_path: Path
+    spare_port: int, black_hole: tuple[str, int], tmp_path: Path
 ) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
-    async with running_worker(tmp_path, {"CRONIUM_SETUP_TIMEOUT": "1s"}) as rig:
-        dead = free_port()
-        rig.add_entry("dead", port=dead, private_key=key)
+    async with running_worker(tmp_path, {"CRONIUM_SETUP_TIMEOUT": "2s"}) as rig:
+        rig.add_entry("dead", port=spare_port, private_key=key)
         rig.add_entry("silent", host=black_hole[0], port=black_hole[1], private_key=key)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("true", ["dead", "silent"])
 
     assert outcomes(report) == {"dead": ("unreachable", 255), "silent": ("unreachable", 255)}
-    assert told(report, "dead") == f"127.0.0.1:{dead} refused the connection"
-    assert told(report, "silent") == "setup was over its limit of 1 s while connecting"
+    assert told(report, "dead") == f"127.0.0.1:{spare_port} refused the connection"
+    assert told(report, "silent") == "setup was over its limit of 2 s while connecting"
     assert (report.job.status, report.exit_code) == ("failed", 510)
 
 
@@ -128,7 +127,7 @@ async def test_a_server_that_is_no_ssh_server_is_unreachable(tmp_path: Path) -> 
         nursery.start_soon(trio.serve_listeners, speak, listeners)
         rig.add_entry("web", port=listeners[0].socket.getsockname()[1], private_key=key)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("true", ["web"])
         nursery.cancel_scope.cancel()
 
@@ -142,7 +141,7 @@ async def test_an_entry_without_a_credential_is_unreachable_and_counted(
         names = rig.add(sshd.server)
         rig.add_entry("bare")
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("true", [*names, "bare"])
 
     assert outcomes(report) == {names[0]: ("success", 0), "bare": ("unreachable", 255)}
@@ -153,7 +152,7 @@ async def test_a_host_that_shows_another_key_is_refused_with_both_fingerprints(
     tmp_path: Path, openssh: None
 ) -> None:
     async with running_worker(tmp_path) as rig:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             with open_sshd(tmp_path / "first") as first:
                 names = rig.add(first.server)
                 await rig.run("true", names)
@@ -178,7 +177,7 @@ async def test_strict_host_keys_take_only_what_known_hosts_has(
     async with running_worker(tmp_path, environ) as rig:
         names = rig.add(known, unknown)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("true", names)
 
     assert outcomes(report) == {known.name: ("success", 0), unknown.name: ("unreachable", 255)}
@@ -194,7 +193,7 @@ async def test_a_root_that_is_a_link_is_not_deployed_to(sshd: Sshd, tmp_path: Pa
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             report = await rig.run("true", names)
 
     assert outcomes(report) == {names[0]: ("not_deployed", 126)}
@@ -207,7 +206,7 @@ async def test_a_home_that_cannot_be_written_is_no_obstacle(sshd: Sshd, tmp_path
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("echo hello", names)
 
     assert report.executions[0].output == "hello\n"
@@ -218,7 +217,7 @@ async def test_a_shell_that_refuses_commands_is_not_deployed(tmp_path: Path, ope
         async with running_worker(tmp_path) as rig:
             names = rig.add(sshd.server)
 
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 report = await rig.run("true", names)
 
     assert outcomes(report) == {names[0]: ("not_deployed", 126)}
@@ -231,7 +230,7 @@ async def test_a_run_whose_spool_is_deleted_is_lost_with_the_output_received(
     mark = tmp_path / "started"
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             job_id = rig.submit(f"echo begun; touch {mark}; sleep 30", names)
             await until_exists(mark)
             await _printed(rig, job_id)
@@ -249,7 +248,7 @@ async def test_a_run_that_was_forgotten_is_not_started_again(sshd: Sshd, tmp_pat
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
         await rig.run("true", names)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(f"echo x >>{mark}", names, at=now_ms() + 500)
             server_id = rig.queue.store.report(job_id).job.payload["target"]["serverId"]
             forgotten = sshd.server.home / ".cache" / "cronium" / "forgotten"
@@ -267,7 +266,7 @@ async def test_a_connection_that_is_cut_costs_not_one_byte(sshd: Sshd, tmp_path:
     mark = tmp_path / "lines"
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             job_id = rig.submit(
                 f"for i in $(seq 100); do echo line $i; echo . >>{mark}; sleep 0.02; done", names
             )
@@ -292,7 +291,7 @@ async def test_password_authentication(
             rig.add_entry("right", **entry, password=password_account.password)  # type: ignore[arg-type]  # a plain dict of mixed values
             rig.add_entry("wrong", **entry, password="wrong")  # type: ignore[arg-type]
 
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 right = await rig.run("id -un", ["right"])
                 wrong = await rig.run("id -un", ["wrong"])
 
@@ -310,7 +309,7 @@ async def test_a_key_with_a_passphrase(sshd: Sshd, tmp_path: Path) -> None:
         rig.add_entry("wrong", **entry, private_key=locked, passphrase="close")  # type: ignore[arg-type]
         rig.add_entry("none", **entry, private_key=locked)  # type: ignore[arg-type]
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             report = await rig.run("true", ["right", "wrong", "none"])
 
     assert outcomes(report) == {
@@ -330,7 +329,7 @@ async def test_any_login_shell_will_do(shell: str, tmp_path: Path, openssh: None
         async with running_worker(tmp_path) as rig:
             names = rig.add(sshd.server)
 
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 report = await rig.run('echo "it works"; exit 3', names)
 
     assert outcomes(report) == {names[0]: ("failed", 3)}
@@ -344,7 +343,7 @@ async def test_start_up_files_may_print_what_they_like(sshd: Sshd, tmp_path: Pat
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("echo hello", names)
 
     assert report.executions[0].output == "hello\n"

@@ -56,7 +56,7 @@ async def test_a_run_of_a_job_that_is_anothers_now_is_not_forgotten(
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             with rig.queue.store.database.transaction() as tx:
@@ -76,7 +76,7 @@ async def test_a_result_is_not_dropped_because_a_gateway_does_not_know_the_route
     gateway(monkeypatch, lambda path: status if odd and path.endswith("/acknowledge") else None)
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             odd = True
@@ -98,7 +98,7 @@ async def test_a_row_that_never_gets_through_does_not_hold_up_the_jobs_end(
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             report = await rig.run("echo hello", names)
 
     assert report.job.status == "completed"
@@ -118,7 +118,7 @@ async def test_a_complete_that_is_refused_leaves_the_runs_output_on_the_server(
     gateway(monkeypatch, answer)
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             rig.submit("echo hello", names)
             await refused.wait()
             await until_idle(rig)
@@ -132,7 +132,7 @@ async def test_a_release_of_an_earlier_claim_does_not_release_the_job_that_runs_
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names, at=now_ms() + 500)
             # As a drain left it while the API was down; its next attempt comes after the claim.
             with rig.database.transaction() as tx:
@@ -172,7 +172,7 @@ async def test_a_claim_that_is_answered_while_the_worker_drains_goes_back_to_the
     async with running_queue(tmp_path) as queue:
         async with worker_on(queue, tmp_path / "state") as rig:
             job_id = rig.submit("true", rig.add(sshd.server))
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await answered.wait()
             rig.drain.set()
 
@@ -190,7 +190,7 @@ async def test_a_job_that_is_anothers_now_is_left_alone_while_it_runs(
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
 
@@ -210,7 +210,7 @@ async def test_a_cancel_is_learned_of_from_the_job_where_heartbeats_do_not_tell(
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
 
@@ -228,7 +228,7 @@ async def test_of_two_workers_on_one_run_the_newer_reports_and_the_older_lets_go
     # With its one slot taken the older one claims nothing more.
     async with running_worker(tmp_path, {"CRONIUM_JOBS_MAX_CONCURRENT": "1"}) as older:
         names = older.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             job_id = older.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             # As a lease that ran out while the older one was stopped.
@@ -268,7 +268,7 @@ async def test_a_look_that_meets_our_own_report_does_not_disown_the_job(
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             hold = True
@@ -299,7 +299,7 @@ async def test_a_job_that_comes_back_while_its_old_flight_closes_is_reported(
     mark, go = tmp_path / "mark", tmp_path / "go"
     async with running_worker(tmp_path, {"CRONIUM_CANCEL_POLL": "1s"}) as rig:
         names = rig.add(sshd.server)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             give_to_another(rig, job_id)

@@ -59,7 +59,7 @@ TELLING = {
 async def test_the_recorded_requests_get_the_recorded_answers(
     scenario: str, tmp_path: Path
 ) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             running_queue(tmp_path) as queue,
             httpx.AsyncClient(base_url=queue.address) as client,

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
+
+from tests.process.surroundings import Surroundings
 
 T = TypeVar("T")
 
@@ -23,6 +25,8 @@ SHA256 = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
 NAME = f"runner-{SHA256[:12]}"
 NONCE = "N0nce"
 SHELLS = ("dash", "bash", "busybox", "mksh", "yash")
+# A script after which the janitor is sure to sweep: it has to know the day for that.
+UNTIL_DATED = b"until [ -s ../epoch ]; do sleep 0.01; done"
 # A bound for what takes milliseconds: only a defect, or a machine at its limits, gets near it.
 PATIENCE_SECONDS = 30.0
 
@@ -165,28 +169,37 @@ class Call:
         return int(code), reason
 
 
-class Server:
-    """An account whose `sh` is the shell under test."""
+class Options(TypedDict, total=False):
+    """`edits` are made to the runner: what is to be another text in it."""
 
-    def __init__(
-        self,
-        place: Path,
-        shell: str,
-        *,
-        busybox_userland: bool = False,
-        grace_ms: int | None = None,
-    ) -> None:
+    busybox_userland: bool
+    grace_ms: int
+    edits: Mapping[str, str]
+    surroundings: Surroundings
+    user: int
+
+
+class Server:
+    """An account whose `sh` is the shell under test.
+
+    `place` is a path in its surroundings; `home` and what is below it are paths as we see them.
+    """
+
+    def __init__(self, place: Path, shell: str, **options: Unpack[Options]) -> None:
+        self._surroundings = options.get("surroundings", Surroundings())
+        self._user = options.get("user")
+        place = Path(f"{self._surroundings.outside}{place}")
         self.home = place / "home"
         self.bin = place / "bin"
         self.home.mkdir(parents=True)
         self.bin.mkdir()
-        self.path = f"{self.bin}:/usr/local/bin:/usr/bin:/bin"
-        if busybox_userland:
+        self.path = f"{self.inside(self.bin)}:/usr/local/bin:/usr/bin:/bin"
+        if options.get("busybox_userland"):
             subprocess.run(["busybox", "--install", "-s", str(self.bin)], check=True)
             bash = shutil.which("bash")
             assert bash is not None
             (self.bin / "bash").symlink_to(bash)
-            self.path = str(self.bin)
+            self.path = self.inside(self.bin)
         else:
             program = shutil.which(shell)
             assert program is not None, f"{shell} is not installed"
@@ -196,14 +209,21 @@ class Server:
         self.root.chmod(0o700)
         self.runner = self.root / NAME
         source = SOURCE.read_text()
-        if grace_ms is not None:
-            assert "grace_ms=5000\n" in source
-            source = source.replace("grace_ms=5000\n", f"grace_ms={grace_ms}\n")
+        grace = {"grace_ms=5000": f"grace_ms={options.get('grace_ms', 5000)}"}
+        for old, new in {**grace, **options.get("edits", {})}.items():
+            assert old in source
+            source = source.replace(old, new)
         self.runner.write_text(source)
+        if self._user is not None:
+            for path in (self.home, *self.home.rglob("*")):
+                os.chown(path, self._user, self._user)
         self._calls: list[Call] = []
 
+    def inside(self, path: Path) -> str:
+        return str(path).removeprefix(self._surroundings.outside)
+
     def environment(self) -> dict[str, str]:
-        return {"HOME": str(self.home), "PATH": self.path}
+        return {"HOME": self.inside(self.home), "PATH": self.path}
 
     def call(
         self,
@@ -211,18 +231,20 @@ class Server:
         environment: dict[str, str] | None = None,
         runner: Path | None = None,
         new_session: bool = False,
-        user: int | None = None,
     ) -> Call:
         verb, *rest = arguments
+        enter = self._surroundings.enter
+        if self._user is not None:
+            ids = f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"
+            enter = (*enter, "setpriv", *ids)
+        shell, program = self.inside(self.bin / "sh"), self.inside(runner or self.runner)
         process = subprocess.Popen(
-            [str(self.bin / "sh"), str(runner or self.runner), verb, NONCE, *rest],
+            [*enter, shell, program, verb, NONCE, *rest],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.environment() if environment is None else environment,
             start_new_session=new_session,
-            user=user,
-            group=user,
         )
         call = Call(process)
         self._calls.append(call)
@@ -253,18 +275,33 @@ class Server:
     def supervisor(self, run_id: str) -> int:
         return int((self.directory(run_id) / "go").readlink().name.split(".")[0])
 
+    def wait_for_the_janitor(self, run_id: str) -> None:
+        """Until all is done that comes after the end of a run."""
+        supervisor = self.supervisor(run_id)
+        wait_until(lambda: not is_alive(supervisor), "the supervisor is gone")
+
     def end_everything(self) -> None:
         for call in self._calls:
             if call.process.returncode is None:
                 call.kill()
-        running = [claim.parent.name for claim in self.root.glob("runs/*/go") if not is_over(claim)]
+        running = [
+            directory.name
+            for directory in self.root.glob("runs/*")
+            if (directory / "go").is_symlink() and not (directory / "exit").is_symlink()
+        ]
         enders = [self.call("signal", run_id, "cancel") for run_id in running]
         for ender in enders:
             ender.finish()
+        # They write until their end, where whoever made the place will delete it.
+        wait_until(lambda: not self._supervisors(), "all supervisors are gone")
+        # What tests have left running on purpose, or made unknown, is gone by now.
+        for record in self.root.glob("runs/*/cgroup"):
+            with contextlib.suppress(OSError):
+                Path(record.read_text().strip()).rmdir()
 
-
-def is_over(claim: Path) -> bool:
-    return claim.with_name("exit").is_symlink()
+    def _supervisors(self) -> list[int]:
+        words = {b"+supervise", self.inside(self.root).encode()}
+        return [pid for pid in _pids() if words <= _words(pid, "cmdline")]
 
 
 def new_id() -> str:
@@ -287,30 +324,35 @@ def kill_if_alive(pid: int) -> None:
 def carriers(run_id: str) -> list[int]:
     """The living processes whose environment names this run."""
     cookie = f"CRONIUM_EXECUTION_ID={run_id}".encode()
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if cookie in (directory / "environ").read_bytes().split(b"\0"):
-                found.append(int(directory.name))
-    return found
+    return [pid for pid in _pids() if cookie in _words(pid, "environ")]
+
+
+def _pids() -> list[int]:
+    return [int(directory.name) for directory in Path("/proc").glob("[0-9]*")]
+
+
+def _words(pid: int, file: str) -> set[bytes]:
+    with contextlib.suppress(OSError):
+        return set(Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0"))
+    return set()
 
 
 @contextlib.contextmanager
-def serving(
-    place: Path, shell: str, *, busybox_userland: bool = False, grace_ms: int | None = None
-) -> Iterator[Server]:
-    server = Server(place, shell, busybox_userland=busybox_userland, grace_ms=grace_ms)
+def serving(place: Path, shell: str, **options: Unpack[Options]) -> Iterator[Server]:
+    server = Server(place, shell, **options)
     try:
         yield server
     finally:
         server.end_everything()
 
 
-def in_every_shell(place: Path, check: Callable[[Server], None]) -> None:
+def in_every_shell(
+    place: Path, check: Callable[[Server], None], **options: Unpack[Options]
+) -> None:
     """Runs `check` on a server of each shell, side by side: for what has to wait."""
 
     def check_one(shell: str) -> None:
-        with serving(place / shell, shell) as server:
+        with serving(place / shell, shell, **options) as server:
             check(server)
 
     with concurrent.futures.ThreadPoolExecutor(len(SHELLS)) as pool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.api_proxy import ApiProxy
+from tests.faults.background import open_background
 from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd
@@ -253,7 +255,7 @@ def test_a_job_that_is_anothers_by_now_is_dropped_and_its_run_left_alone(
 
     assert (report.job.status, report.executions[0].output) == ("completed", "before\nafter\n")
     assert starts.read_text() == "x\n"
-    assert spools(site) == []
+    wait_for(lambda: spools(site) == [], "its spool to be removed")
     assert again.events("execution_started") == []
 
 
@@ -326,6 +328,56 @@ def test_a_hand_over_that_was_not_heard_of_is_taken_up_with_what_was_received(
     assert logged(second) == "after"
     assert starts.read_text() == "x\n"
     assert report.job.attempts == 0
+
+
+def test_a_job_cancelled_while_its_hand_over_was_on_its_way_is_ended_by_the_next(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark = tmp_path / "started"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker(DRAIN_TIMEOUT="0")
+    job_id = site.submit(f"echo begun; touch {mark}; sleep 600", name)
+    wait_for(mark.exists, "the script's start")
+    first.wait_for_event("execution_started")
+    site.stop_queue()
+    first.process.terminate()
+    first.wait_for_event("job_handed_over")
+    site.store.cancel(job_id, now_ms())
+    site.start_queue()
+    code = first.wait()
+
+    second = site.start_worker()
+    report = site.finished(job_id)
+    assert drained(second) == 0
+
+    assert code == 75
+    assert (report.job.status, report.executions[0].output) == ("cancelled", "begun\n")
+    wait_for(lambda: not sshd.processes(), "the end of the run's processes")
+
+
+def test_the_runs_of_a_lost_worker_are_ended_when_their_job_is_claimed_and_found_cancelled(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    mark = tmp_path / "started"
+    site.start_queue(lease="1s")
+    name = site.add(sshd.server)
+    first = site.start_worker(state="lost")
+    job_id = site.submit(f"echo begun; touch {mark}; sleep 600", name)
+    wait_for(mark.exists, "the script's start")
+    kill(first)
+
+    with open_background() as background:
+        api = ApiProxy(background, site.port)
+        acknowledge = api.hold("acknowledge")
+        site.start_worker(API_ENDPOINT=f"http://127.0.0.1:{api.port}")
+        acknowledge.wait_reached()
+        site.store.cancel(job_id, now_ms())
+        acknowledge.release()
+        report = site.finished(job_id)
+        wait_for(lambda: not sshd.processes(), "the end of the run's processes")
+
+    assert (report.job.status, report.executions[0].output) == ("cancelled", "begun\n")
 
 
 def test_a_job_that_was_handed_over_leaves_nothing_behind(

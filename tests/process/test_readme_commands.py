@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.worker_process import wait_for
-from worker.demo.sshd import Sshd, free_port
+from worker.demo.sshd import Sshd
 
 ROOT = Path(__file__).parents[2]
 NOT_CLONED = shutil.ignore_patterns(
@@ -39,7 +39,7 @@ def shell(script: str, clone: Path, home: Path) -> subprocess.CompletedProcess[s
         env={**environ, "HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=300,
     )
 
 
@@ -61,16 +61,16 @@ def test_the_demo_runs_from_a_clean_clone_and_the_second_time_from_the_cache(
 
 
 def test_the_embedded_queue_serves_a_worker_as_the_readme_says(
-    clone: Path, tmp_path: Path, sshd: Sshd
+    clone: Path, tmp_path: Path, sshd: Sshd, spare_port: int
 ) -> None:
     *_, serve, use = commands("Run it")
-    server, port = sshd.server, free_port()
+    server = sshd.server
     key = tmp_path / "key"
     key.write_text(server.private_key)
     (tmp_path / "backup.sh").write_text("echo backed up\n")
-    serve = serve.replace(".venv", "exec .venv").replace("serve", f"serve --port {port}")
+    serve = serve.replace(".venv", "exec .venv").replace("serve", f"serve --port {spare_port}")
     use = (
-        use.replace("8370", str(port))
+        use.replace("8370", str(spare_port))
         .replace("--host 10.0.0.5", f"--host {server.host} --port {server.port}")
         .replace("--user deploy", f"--user {server.user}")
         .replace("~/.ssh/id_ed25519", str(key))

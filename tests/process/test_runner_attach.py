@@ -14,6 +14,7 @@ from tests.process.runner_rig import (
     NAME,
     SHELLS,
     SOURCE,
+    UNTIL_DATED,
     Call,
     Server,
     carriers,
@@ -57,7 +58,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
     """A run that says nothing while the other tests take their time."""
     with serving(tmp_path_factory.mktemp("silent"), "dash") as one:
         run_id = new_id()
-        yield one, run_id, one.start(run_id, payload(b"sleep 600"))
+        yield one, run_id, one.start(run_id, payload(b"sleep 600"), limit_seconds=600)
 
 
 def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
@@ -161,7 +162,8 @@ def test_the_newest_attacher_wins_at_once(server: Server) -> None:
 def test_a_run_survives_the_death_of_its_starter(server: Server, target: str) -> None:
     run_id = new_id()
     call = server.call("run", new_session=True)
-    call.send(message(run_id, payload(b"echo one; sleep 0.5; echo two")))
+    script = b"echo one; until [ -e $HOME/go ]; do sleep 0.02; done; echo two"
+    call.send(message(run_id, payload(script)))
     call.send_eof()
     call.read_until(lambda call: call.out != b"")
 
@@ -169,8 +171,12 @@ def test_a_run_survives_the_death_of_its_starter(server: Server, target: str) ->
         os.killpg(call.process.pid, signal.SIGKILL)
     call.kill()
 
-    status, again = server.ask("attach", run_id, "4", "0")
-    assert (status, again.state, again.out, again.end) == (0, "attached", b"two\n", (0, "exit"))
+    again = server.call("attach", run_id, "4", "0")
+    again.read_until_started()
+    (server.home / "go").touch()
+
+    assert again.finish() == 0
+    assert (again.state, again.out, again.end) == ("attached", b"two\n", (0, "exit"))
 
 
 def test_nothing_of_a_starter_holds_its_channel_open(server: Server) -> None:
@@ -317,35 +323,57 @@ def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     ]
 
 
-def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(server: Server) -> None:
-    week_old, fresh, going, foreign = new_id(), new_id(), new_id(), new_id()
-    for run_id in (week_old, fresh, foreign):
-        server.run(run_id, payload(b""))
-    server.start(going, payload(b"sleep 30"))
-    long_ago = 1_500_000_000
-    for run_id in (week_old, foreign):
-        os.utime(server.directory(run_id) / "exit", (long_ago, long_ago), follow_symlinks=False)
-    os.utime(server.directory(going) / "go", (long_ago, long_ago), follow_symlinks=False)
-    (server.directory(foreign) / "host").write_text("elsewhere\n")
-    tombs = server.root / "forgotten"
-    tombs.mkdir(exist_ok=True)
-    for name in ("runner-000000000001", "forgotten/old"):
-        (server.root / name).write_text("")
-        os.utime(server.root / name, (long_ago, long_ago))
-    (server.root / "runner-000000000002").write_text("")
-    os.utime(server.runner, (long_ago, long_ago))
-    wait_until(lambda: list(server.root.glob("swept.*")), "the first sweep was made")
-    for stamp in server.root.glob("swept.*"):
-        stamp.unlink()
+OTHER_BOOT = "0b5e1f00-0000-4000-8000-000000000000"
 
-    server.run(new_id(), payload(b""))
 
-    wait_until(lambda: not (server.root / "runner-000000000001").exists(), "the janitor swept")
-    assert not server.directory(week_old).exists()
-    assert (tombs / week_old).exists()
-    assert not (tombs / "old").exists()
-    assert all(server.directory(run_id).exists() for run_id in (fresh, going, foreign))
-    assert {path.name for path in server.root.glob("runner-*")} == {NAME, "runner-000000000002"}
+def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        week_old, rebooted, fresh, going, foreign, last = (new_id() for _ in range(6))
+        for run_id in (week_old, rebooted, fresh, foreign):
+            server.run(run_id, payload(b""))
+            server.wait_for_the_janitor(run_id)
+        server.start(going, payload(b"sleep 30"))
+        long_ago = 1_500_000_000
+        tombs = server.root / "forgotten"
+        tombs.mkdir(exist_ok=True)
+        for run_id in (week_old, rebooted, foreign, going):
+            claim = server.directory(run_id) / "go"
+            if run_id == rebooted:
+                pid, start, _, token = claim.readlink().name.split(".", 3)
+                claim.unlink()
+                claim.symlink_to(f"{pid}.{start}.{OTHER_BOOT}.{token}")
+            else:
+                # Before any uptime, for the machine may have been up for minutes.
+                (server.directory(run_id) / "began").write_text("-700000 0\n")
+            os.utime(claim, (long_ago, long_ago), follow_symlinks=False)
+            end = server.directory(run_id) / "exit"
+            if end.is_symlink():
+                os.utime(end, (long_ago, long_ago), follow_symlinks=False)
+        (server.directory(foreign) / "host").write_text("elsewhere\n")
+        abandoned = server.root / "runs" / new_id()
+        (abandoned / "in.999999999-n").mkdir(parents=True)
+        os.utime(abandoned / "in.999999999-n", (long_ago, long_ago))
+        for name in ("runner-000000000001", "forgotten/old", "forgotten/rebooted"):
+            (server.root / name).write_text(f"{OTHER_BOOT} 5\n" * name.endswith("rebooted"))
+            os.utime(server.root / name, (long_ago, long_ago))
+        (server.root / "runner-000000000002").write_text("")
+        os.utime(server.runner, (long_ago, long_ago))
+        for stamp in server.root.glob("swept.*"):
+            stamp.unlink()
+
+        server.run(last, payload(UNTIL_DATED))
+
+        server.wait_for_the_janitor(last)
+        assert not (server.root / "runner-000000000001").exists()
+        for run_id in (week_old, rebooted):
+            assert not server.directory(run_id).exists()
+            assert (tombs / run_id).exists()
+        assert not abandoned.exists()
+        assert {path.name for path in tombs.iterdir()} == {week_old, rebooted}
+        assert all(server.directory(run_id).exists() for run_id in (fresh, going, foreign))
+        assert {path.name for path in server.root.glob("runner-*")} == {NAME, "runner-000000000002"}
+
+    in_every_shell(tmp_path, check, edits={"settle_s=3600": "settle_s=0"})
 
 
 def test_silence_is_broken_by_a_sign_of_life(silent: tuple[Server, str, Call]) -> None:

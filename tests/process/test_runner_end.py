@@ -1,66 +1,129 @@
 """The runner: runs that are ended, with all that they started."""
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.process.runner_rig import (
+    Options,
     Server,
     carriers,
     in_every_shell,
     is_alive,
-    message,
+    kill_if_alive,
     new_id,
     payload,
     serving,
     wait_until,
 )
+from tests.process.surroundings import (
+    HIDDEN_CGROUPS,
+    HIDDEN_PROCESSES,
+    ROOT,
+    SOMEBODY,
+    Surroundings,
+    mounts,
+    rootmaker,
+)
 
-# Every loop in here is bounded in number and time, whatever the runner does.
+# Every process in here is bounded in number and time, whatever the runner does.
 TREE = b"""
-import os, signal, subprocess, sys, time
+import os, signal, sys, time
 
-def child(name, change=lambda: None, environment=None):
-    pid = os.fork()
-    if pid == 0:
+HOME = os.environ["HOME"]
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+def tell(name):
+    with open(os.path.join(HOME, name + ".new"), "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(os.path.join(HOME, name + ".new"), os.path.join(HOME, "pid." + name))
+
+def child(name, change=lambda: None):
+    if os.fork() == 0:
         change()
-        code = "import time,signal,os;signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n" \
-               "open(os.path.join(%r, %r), 'w').write(str(os.getpid()))\\n" \
-               "time.sleep(25)" % (HOME, name)
-        argv = [sys.executable, "-c", code]
-        os.execve(argv[0], argv, os.environ if environment is None else environment)
+        tell(name)
+        time.sleep(25)
+        os._exit(0)
 
-def double_fork():
+def be_daemon():
     os.setsid()
     if os.fork():
         os._exit(0)
 
-HOME = os.environ["HOME"]
+def be_stopped():
+    os.setsid()
+    tell("stopped")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def forget_environment():
+    tell("bare")
+    os.execve("/bin/sleep", ["sleep", "25"], {})
+
 child("plain")
+child("group", lambda: os.setpgid(0, 0))
 child("session", os.setsid)
-child("daemon", double_fork)
-child("bare", environment={})
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child("daemon", be_daemon)
+child("stopped", be_stopped)
+child("bare", forget_environment)
+for depth in range(50):
+    if os.fork():
+        break
+    tell("deep%d" % depth)
+if depth == 0:
+    print("ready", flush=True)
+time.sleep(25)
+"""
+STANDING = (
+    "plain",
+    "group",
+    "session",
+    "daemon",
+    "stopped",
+    "bare",
+    *(f"deep{n}" for n in range(50)),
+)
+
+# These two are known by their group and by their session only, and alone once TERM has been sent.
+BARE = b"""
+import os, signal, time
+
+def child(name, change=lambda: None):
+    if os.fork() == 0:
+        change()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        path = os.path.join(os.environ["HOME"], "pid." + name)
+        with open(path + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(path + ".new", path)
+        os.execve("/bin/sleep", ["sleep", "25"], {})
+
+child("member")
+child("group", lambda: os.setpgid(0, 0))
 print("ready", flush=True)
 time.sleep(25)
 """
-NAMES = ("plain", "session", "daemon", "bare")
 
-# At most 400 processes, 4 s: each forks its successor and leaves.
+# At most 2000 processes, 20 s: each forks its successor and leaves; the last one says so.
 FORKER = b"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-end = time.monotonic() + 4
+first = os.getpid()
+end = time.monotonic() + 20
 print("ready", flush=True)
-for _ in range(400):
-    if time.monotonic() > end or os.fork():
+for count in range(2000):
+    if os.fork():
         break
     os.setsid()
     time.sleep(0.01)
+    if count == 1999 or time.monotonic() > end:
+        print("outran", flush=True)
+        break
+if os.getpid() == first:
+    time.sleep(21)
 """
 
 
@@ -70,25 +133,29 @@ def dash(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-@pytest.fixture
-def hasty(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, "dash", grace_ms=300) as one:
-        yield one
+def members(server: Server, names: tuple[str, ...] = STANDING) -> list[int]:
+    """The processes of a tree, once they are all there."""
+    files = [server.home / f"pid.{name}" for name in names]
+    wait_until(lambda: all(file.exists() for file in files), "the tree stands")
+    return [int(file.read_text()) for file in files]
 
 
-def members(server: Server) -> list[int]:
-    return [int((server.home / name).read_text()) for name in NAMES]
+@pytest.fixture(params=["as they are", "hidden"])
+def cgroups(request: pytest.FixtureRequest) -> Iterator[Surroundings]:
+    """Where a cgroup finds all of a tree, the other ways to find it are not seen at work."""
+    if request.param == "hidden":
+        with mounts(HIDDEN_CGROUPS) as surroundings:
+            yield surroundings
+    else:
+        yield Surroundings()
 
 
-def all_are_there(server: Server) -> bool:
-    return all((server.home / name).exists() and (server.home / name).read_text() for name in NAMES)
-
-
-def test_a_cancel_ends_the_whole_tree_and_returns_when_none_is_left(tmp_path: Path) -> None:
+def test_a_cancel_ends_the_whole_tree_and_returns_when_none_is_left(
+    cgroups: Surroundings, tmp_path: Path
+) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
         call = server.start(run_id, payload(TREE, interpreter="python3"))
-        wait_until(lambda: all_are_there(server), "the tree stands")
         tree = members(server)
         assert all(map(is_alive, tree))
 
@@ -98,24 +165,82 @@ def test_a_cancel_ends_the_whole_tree_and_returns_when_none_is_left(tmp_path: Pa
         assert [pid for pid in tree if is_alive(pid)] == []
         assert carriers(run_id) == []
         assert call.finish() == 0
-        assert (call.out, call.end) == (b"ready\n", (130, "cancel"))
+        assert (call.out, call.err, call.end) == (b"ready\n", b"", (130, "cancel"))
         # again, and of a run that has ended
         assert server.ask("signal", run_id, "timeout")[0] == 0
         assert server.ask("attach", run_id, "0", "0")[1].end == (130, "cancel")
 
-    in_every_shell(tmp_path, check)
+    in_every_shell(tmp_path, check, surroundings=cgroups, grace_ms=1000)
 
 
-def test_a_forker_does_not_outrun_the_end(hasty: Server) -> None:
+@pytest.fixture(
+    params=["root", "root without cgroups", "somebody", "somebody who sees only theirs"]
+)
+def account(request: pytest.FixtureRequest, open_path: Path) -> Iterator[Server]:
+    """Who may see and signal what decides which ways to find a process are left."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    options = Options(grace_ms=300)
+    if request.param.startswith("somebody"):
+        options["user"] = SOMEBODY
+    setup = {
+        "root without cgroups": HIDDEN_CGROUPS,
+        "somebody who sees only theirs": HIDDEN_PROCESSES,
+    }
+    with ExitStack() as stack:
+        if request.param in setup:
+            options["surroundings"] = stack.enter_context(mounts(setup[request.param]))
+        yield stack.enter_context(serving(open_path / "server", "dash", **options))
+
+
+@pytest.mark.parametrize("ending", ["cancel", "timeout"])
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [(TREE, STANDING), (BARE, ("member", "group")), (FORKER, ())],
+    ids=["tree", "bare", "forker"],
+)
+def test_no_process_of_a_run_is_left(
+    account: Server, script: bytes, names: tuple[str, ...], ending: str
+) -> None:
     run_id = new_id()
-    call = hasty.start(run_id, payload(FORKER + b"time.sleep(5)", interpreter="python3"))
+    limit = 3 if ending == "timeout" else 60
+    call = account.start(run_id, payload(script, interpreter="python3"), limit_seconds=limit)
     call.read_until(lambda call: call.out != b"")
+    tree = members(account, names)
+    assert all(map(is_alive, tree))
 
-    assert hasty.ask("signal", run_id, "cancel")[0] == 0
+    if ending == "cancel":
+        assert account.ask("signal", run_id, "cancel")[0] == 0
 
-    assert carriers(run_id) == []
     call.finish()
+    assert call.end == ({"cancel": 130, "timeout": 124}[ending], ending)
+    assert (call.out, call.err) == (b"ready\n", b"")
+    assert [pid for pid in tree if is_alive(pid)] == []
+    assert carriers(run_id) == []
+
+
+def test_what_cannot_be_ended_is_told_and_does_not_hold_up_the_end(open_path: Path) -> None:
+    become = " ".join((str(rootmaker(open_path)), *ROOT))
+    script = f"{become} sleep 25 & printf $!; printf half >&2; wait".encode()
+    hasty = {"max_looks=200": "max_looks=4"}
+    with serving(open_path / "server", "dash", user=SOMEBODY, grace_ms=300, edits=hasty) as server:
+        run_id = new_id()
+        call = server.start(run_id, payload(script))
+        call.read_until(lambda call: call.out != b"" and call.err != b"")
+        pid = int(call.out)
+        wait_until(lambda: owner_of(pid) == 0, "it is root's")
+
+        assert server.ask("signal", run_id, "cancel")[0] == 0
+
+        call.finish()
+        kill_if_alive(pid)
     assert call.end == (130, "cancel")
+    told = b"half\ncronium: 1 processes could not be ended, the first is %d\n" % pid
+    assert call.err == told
+
+
+def owner_of(pid: int) -> int:
+    return Path(f"/proc/{pid}/status").stat().st_uid
 
 
 def test_the_time_limit_ends_a_script_with_its_output_kept(tmp_path: Path) -> None:
@@ -200,30 +325,7 @@ def test_a_run_whose_id_only_begins_alike_is_left_alone(dash: Server) -> None:
     assert len(carriers(longer)) == 1
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_a_plain_user_gets_the_same(tmp_path: Path) -> None:
-    place = Path(f"/var/tmp/cronium-test-{new_id()}")  # noqa: S108  # tmp_path is closed to others
-    place.mkdir(mode=0o755)
-    try:
-        with serving(place, "dash", grace_ms=300) as server:
-            subprocess.run(["chown", "-R", "12345:12345", str(place)], check=True)
-            run_id = new_id()
-            call = server.call("run", user=12345)
-            call.send(message(run_id, payload(TREE, interpreter="python3")))
-            call.send_eof()
-            wait_until(lambda: all_are_there(server), "the tree stands")
-            tree = members(server)
-
-            ender = server.call("signal", run_id, "cancel", user=12345)
-
-            assert ender.finish() == 0
-            assert [pid for pid in tree if is_alive(pid)] == []
-            call.finish()
-            assert call.end == (130, "cancel")
-    finally:
-        subprocess.run(["rm", "-rf", str(place)], check=True)
-
-
+@pytest.mark.alone
 def test_the_end_of_a_script_is_told_at_once(dash: Server) -> None:
     run_id = new_id()
     call = dash.start(run_id, payload(b"sleep 3; touch $HOME/end"))

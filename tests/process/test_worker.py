@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -303,10 +302,6 @@ def test_orphans_of_a_running_worker_are_its_own_to_free(site: Site) -> None:
 
 
 def test_a_command_that_needs_the_api_exits_69_without_it(site: Site) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        site.port = taken.getsockname()[1]
-
     done = site.command("orphans", "--of", "somebody")
 
     assert done.returncode == 69
@@ -314,9 +309,6 @@ def test_a_command_that_needs_the_api_exits_69_without_it(site: Site) -> None:
 
 
 def test_an_api_that_is_not_there_yet_is_waited_for(site: Site, sshd: Sshd) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        site.port = taken.getsockname()[1]
     name = site.add(sshd.server)
     worker = site.start_worker()
     worker.wait_for_event("queue_unavailable")

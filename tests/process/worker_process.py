@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.ports import reserved_port
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer
 from worker.queue_server.keys import open_keyring
@@ -18,7 +19,7 @@ from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.queue_server.store import Store
 
 TOKEN = "t0ken"  # noqa: S105  opens nothing
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -56,7 +57,7 @@ class Site:
     """A folder with a queue and the workers that a test starts."""
 
     folder: Path
-    port: int = 0
+    port: int
     _queue: subprocess.Popen[bytes] | None = None
     _count: int = 0
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -75,8 +76,7 @@ class Site:
         )
         self._processes.append(self._queue)
         assert self._queue.stdout is not None
-        line = self._queue.stdout.readline().decode()
-        self.port = int(line.strip().rpartition(":")[2])
+        self._queue.stdout.readline()  # that it is ready
 
     def stop_queue(self) -> None:
         assert self._queue is not None
@@ -146,11 +146,12 @@ class Site:
 
 @contextmanager
 def open_site(folder: Path) -> Iterator[Site]:
-    site = Site(folder)
-    try:
-        yield site
-    finally:
-        site.close()
+    with reserved_port() as port:
+        site = Site(folder, port)
+        try:
+            yield site
+        finally:
+            site.close()
 
 
 def _bare_environment() -> dict[str, str]:

@@ -13,11 +13,13 @@ from tests.contract_files import FOLDER, claimed_jobs
 from worker.api.wire import BadJob, JobBody, decode_claim, decode_job, encode
 from worker.dispatch.plan import Plan, execution_id, plan_job
 from worker.errors import JobError, ProtocolError
+from worker.remote.given_keys import GivenKey
 from worker.remote.payload import Interpreter
 from worker.sealing import SealingKey
 from worker.secret import Secret
 
 KEY = SealingKey(Secret("5a" * 32))
+FINGERPRINT = "SHA256:" + "A" * 43
 DAY = 86400
 INTERPRETERS = {
     "BASH": Interpreter.BASH,
@@ -186,6 +188,11 @@ def test_a_server_without_a_credential_is_counted_with_its_fault(fields: dict[st
         ({"username": "a\nb"}, "username"),
         ({"username": 7}, "username"),
         ({"privateKey": 7}, "privateKey"),
+        ({"hostKey": 7}, "hostKey"),
+        ({"hostKey": " "}, "hostKey: holds no key"),
+        ({"hostKey": "hunter2"}, "hostKey: line 1: neither"),
+        ({"hostKey": "ssh-ed25519 AAAA"}, "hostKey: line 1: the public key is damaged"),
+        ({"hostKey": f"{FINGERPRINT}\nSHA256:short"}, "hostKey: line 2: neither"),
         ({"id": True}, "id"),
     ],
 )
@@ -197,6 +204,25 @@ def test_a_server_entry_that_cannot_be_used_is_a_fault_that_names_the_field(
     assert len(plan.executions) == 2
     assert field in (fault_of(plan, 1) or "")
     assert "KEY" not in (fault_of(plan, 1) or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, ()),
+        ({"hostKey": None}, ()),
+        ({"hostKey": ""}, ()),
+        ({"hostKey": f"{FINGERPRINT}\n"}, (GivenKey(FINGERPRINT),)),
+    ],
+)
+def test_a_server_entry_may_say_what_its_host_key_has_to_be(
+    changes: dict[str, Any], keys: tuple[GivenKey, ...]
+) -> None:
+    plan = planned(a_job(a_server("1", **changes)))
+
+    target = plan.executions[0].server.target
+    assert target is not None
+    assert target.host_keys == keys
 
 
 @pytest.mark.parametrize("entry", [None, [], 7, "x", {}, {"name": "nameless"}, {"id": ""}])
@@ -336,6 +362,18 @@ def test_the_script_is_told_where_it_runs_and_a_job_cannot_say_otherwise() -> No
         "CRONIUM_SERVER_ID": "7",
         "CRONIUM_SERVER_NAME": "web-7",
     }
+
+
+def test_a_plan_has_what_a_script_may_ask_of_its_event() -> None:
+    metadata = {"eventName": "nightly", "userId": 7, "eventVersion": 3, "triggeredBy": "schedule"}
+
+    plan = planned(a_job(attempts=2, metadata=metadata))
+    bare = planned(a_job(metadata={"eventId": None}))
+
+    assert (plan.event_id, plan.event_name, plan.event_version) == ("12", "nightly", 3)
+    assert (plan.user_id, plan.triggered_by, plan.attempts) == ("7", "schedule", 2)
+    assert (bare.event_id, bare.event_name, bare.event_version) == ("", "", None)
+    assert (bare.user_id, bare.triggered_by, bare.attempts) == ("", None, 0)
 
 
 def test_a_servers_name_is_fit_for_a_lines_prefix() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -309,3 +310,133 @@ def test_a_job_that_never_ran_fails_with_exit_code_1() -> None:
         "exitCode": 1,
         "timestamp": "2026-11-23T08:22:46.843Z",
     }
+
+
+def said(
+    server: str, output: bytes | None = None, condition: bool | None = None, name: str | None = None
+) -> ServerResult:
+    result = replace(a_result(server), script_output=output, condition=condition)
+    return result if name is None else replace(result, server_name=name)
+
+
+def test_what_one_server_said_is_reported_as_it_is() -> None:
+    body = completed([said("1", b'{"rate": 1.10}', condition=False)])
+
+    assert b'"scriptOutput":{"rate": 1.10}' in body
+    assert json.loads(body)["condition"] is False
+
+
+def test_what_several_servers_said_is_reported_by_their_names() -> None:
+    body = json.loads(completed([said("1", b"[1]"), said("2"), said("3", b"null", condition=True)]))
+
+    assert body["scriptOutput"] == {"web-1": [1], "web-3": None}
+    assert body["condition"] is True
+
+
+def test_one_of_several_servers_that_said_something_is_still_named() -> None:
+    assert json.loads(completed([said("1"), said("2", b"7")]))["scriptOutput"] == {"web-2": 7}
+
+
+def test_two_servers_of_one_name_are_told_apart() -> None:
+    results = [said("1", b"1", name="web"), said("2", b"2", name="web"), said("3", b"3", name="db")]
+
+    body = json.loads(completed(results))
+
+    assert body["scriptOutput"] == {"web (1)": 1, "web (2)": 2, "db": 3}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "condition"),
+    [
+        ([True], True),
+        ([True, True, None], True),
+        ([True, False, None], False),
+        ([None, False], False),
+    ],
+)
+def test_a_condition_is_true_if_every_server_that_set_one_set_true(
+    conditions: list[bool | None], condition: bool
+) -> None:
+    results = [said(str(number), condition=each) for number, each in enumerate(conditions)]
+
+    assert json.loads(completed(results))["condition"] is condition
+
+
+def test_what_nobody_said_is_not_reported() -> None:
+    assert {"scriptOutput", "condition"} & json.loads(completed([said("1"), said("2")])).keys() == (
+        set()
+    )
+
+
+def test_what_a_failed_script_said_is_reported_too() -> None:
+    result = replace(a_result("1", Outcome.FAILED, "exited"), script_output=b"1", condition=True)
+
+    body = json.loads(completed([result]))
+
+    assert (body["status"], body["scriptOutput"], body["condition"]) == ("failed", 1, True)
+
+
+def test_script_outputs_for_which_there_is_no_room_are_null_and_named() -> None:
+    """The largest: so that as many as can be are told."""
+    large = b'"' + b"x" * (MIB - 2) + b'"'
+    results = [said(str(number), large) for number in range(5)] + [said("5", b'"small"')]
+    captures = {result.execution_id: captures_of(b"y" * MIB) for result in results}
+
+    body = completed(results, captures)
+
+    assert len(body) <= MAX_COMPLETE_BYTES
+    told = json.loads(body)
+    assert told["scriptOutput"]["web-5"] == "small"
+    assert [name for name, each in told["scriptOutput"].items() if each is None] == [
+        "web-3",
+        "web-4",
+    ]
+    note = "script output left out, over 4 MiB together: web-3, web-4"
+    assert note in told["metrics"]["message"]
+    assert told["output"]["stdout"].endswith(note + "\n")
+
+
+@given(
+    sizes=st.lists(st.integers(0, MIB - 2), min_size=1, max_size=40),
+    printed=st.sampled_from([0, MIB]),
+)
+@settings(max_examples=10)
+def test_a_complete_is_at_most_8_mib_whatever_the_scripts_said(
+    sizes: list[int], printed: int
+) -> None:
+    results = [said(str(number), b'"' + b"x" * size + b'"') for number, size in enumerate(sizes)]
+    captures = {result.execution_id: captures_of(b"\1" * printed) for result in results}
+
+    body = completed(results, captures)
+
+    assert len(body) <= MAX_COMPLETE_BYTES
+    assert "scriptOutput" in json.loads(body)
+
+
+def test_the_names_of_those_left_out_have_a_bound() -> None:
+    large = b'"' + b"x" * (MIB - 2) + b'"'
+
+    body = json.loads(completed([said(str(number), large) for number in range(40)]))
+
+    assert body["metrics"]["message"].endswith("web-13 and 26 more")
+
+
+@pytest.mark.parametrize("output", [None, b"null", b'{"rate": 1.10}', '"ü"'.encode()])
+@pytest.mark.parametrize("condition", [None, True, False])
+def test_a_result_that_is_kept_comes_back_whole(
+    output: bytes | None, condition: bool | None
+) -> None:
+    result = said("1", output, condition)
+
+    assert ServerResult.from_json(result.to_json()) == result
+
+
+def test_a_result_that_was_kept_before_scripts_could_say_anything_is_read() -> None:
+    kept = json.loads(said("1").to_json())
+    del kept["script_output"], kept["condition"]
+
+    assert ServerResult.from_json(json.dumps(kept).encode()) == said("1")
+
+
+def test_a_result_does_not_show_what_was_said() -> None:
+    assert "hunter2" not in repr(said("1", b'"hunter2"'))

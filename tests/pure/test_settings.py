@@ -332,3 +332,82 @@ def test_any_environment_is_settings_or_faults(environ: dict[str, Any]) -> None:
         load(environ)
     except SettingsError as error:
         assert all(fault.startswith("CRONIUM_") for fault in error.faults)  # noqa: PT017  or none
+
+
+RUNTIME_URL = "http://runtime:8081"
+JWT_SECRET = "a-secret-of-the-app-32-characters"  # noqa: S105  opens nothing
+RUNTIME = {"CRONIUM_RUNTIME_URL": RUNTIME_URL, "CRONIUM_JWT_SECRET": JWT_SECRET}
+
+
+def test_the_runtime_api_is_there_when_its_url_and_secret_are() -> None:
+    assert load(LEAST).runtime is None
+
+    runtime = load(LEAST | RUNTIME | {"CRONIUM_RUNTIME_URL": f"{RUNTIME_URL}/base/"}).runtime
+
+    assert runtime is not None
+    assert runtime.url == f"{RUNTIME_URL}/base"
+    assert runtime.jwt_secret.value == Secret(JWT_SECRET)
+    assert JWT_SECRET not in repr(runtime)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("CRONIUM_RUNTIME_URL", "CRONIUM_JWT_SECRET"),
+        ("CRONIUM_JWT_SECRET", "CRONIUM_RUNTIME_URL"),
+    ],
+)
+def test_one_half_of_the_runtime_api_is_a_fault_that_names_the_other(
+    given: str, missing: str
+) -> None:
+    (fault,) = faults(LEAST | {given: RUNTIME[given]})
+
+    assert fault.startswith(f"{missing}: not set, but {given} is")
+    assert JWT_SECRET not in fault
+
+
+def test_a_jwt_secret_given_as_a_file_counts_and_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("correct horse battery staple\n")
+    environ = LEAST | {"CRONIUM_RUNTIME_URL": RUNTIME_URL, "CRONIUM_JWT_SECRET_FILE": str(file)}
+    runtime = load(environ).runtime
+    assert runtime is not None
+    assert runtime.jwt_secret.value == Secret("correct horse battery staple")
+
+    file.write_text("another horse, another staple\n")
+    assert runtime.jwt_secret.read() == Secret("another horse, another staple")
+
+    file.write_text("cut")
+    assert runtime.jwt_secret.read() == Secret("correct horse battery staple")
+
+
+def test_a_half_that_is_at_fault_is_one_fault() -> None:
+    (fault,) = faults(LEAST | RUNTIME | {"CRONIUM_RUNTIME_URL": "ftp://runtime"})
+
+    assert fault.startswith("CRONIUM_RUNTIME_URL: 'ftp://runtime' is not an http(s) URL")
+
+
+@pytest.mark.parametrize(
+    "secret", ["hunter2", "x" * 15, "a line\nand another line", "x" * 40 + "\0"]
+)
+def test_a_jwt_secret_that_is_none_is_refused_and_not_shown(secret: str) -> None:
+    (fault,) = faults(LEAST | RUNTIME | {"CRONIUM_JWT_SECRET": secret})
+
+    assert fault.startswith("CRONIUM_JWT_SECRET: its value ")
+    assert "32 characters" in fault
+    assert secret not in fault
+
+
+@pytest.mark.parametrize("secret", ["x" * 16, "with spaces, and ünïcode"])
+def test_a_jwt_secret_may_be_any_line_of_16_characters(secret: str) -> None:
+    runtime = load(LEAST | RUNTIME | {"CRONIUM_JWT_SECRET": secret}).runtime
+
+    assert runtime is not None
+    assert runtime.jwt_secret.value == Secret(secret)
+
+
+def test_a_password_in_the_runtime_url_is_refused_and_not_shown() -> None:
+    fault = faults(LEAST | RUNTIME | {"CRONIUM_RUNTIME_URL": "http://me:hunter2@runtime"})[0]
+
+    assert "hunter2" not in fault
+    assert "CRONIUM_JWT_SECRET" in fault

@@ -11,7 +11,7 @@ import pytest
 from worker.database import Database
 from worker.errors import StateError, StateLockedError
 from worker.state.directory import DATABASE, LOCK, MIGRATIONS, open_state
-from worker.state.host_keys import HostKeys
+from worker.state.host_keys import HostKeys, Pin
 from worker.state.identity import worker_id
 from worker.state.outbox import PARKED_MS, Entry, Kind, Outbox
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
@@ -391,8 +391,9 @@ def test_the_first_host_key_stays(database: Database) -> None:
     keys = HostKeys(database)
     assert keys.pinned("web", 22) is None
 
-    keys.pin("web", 22, "ssh-ed25519 AAAA", job_id="job_1", now=1)
-    keys.pin("web", 22, "ssh-ed25519 BBBB", job_id="job_2", now=2)
+    first = keys.pin(Pin("web", 22, "ssh-ed25519 AAAA", 1, "job_1", "10.0.0.5"))
+    second = keys.pin(Pin("web", 22, "ssh-ed25519 BBBB", 2, "job_2", "10.0.0.5"))
 
-    assert keys.pinned("web", 22) == "ssh-ed25519 AAAA"
+    assert keys.pinned("web", 22) == first == second
+    assert first.public_key == "ssh-ed25519 AAAA"
     assert keys.pinned("web", 2222) is None

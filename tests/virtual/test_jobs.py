@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
+from worker.api.runtime import Runtimes
 from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
 from worker.crew import Surroundings
 from worker.jobs import Jobs
@@ -75,7 +76,9 @@ def network() -> BlackHole:
 @pytest.fixture
 def jobs(rig: Rig, network: BlackHole) -> Jobs:
     remote = Remote(cast("Connector", network), cast("Deployments", None))
-    around = Surroundings(SETTINGS, rig.database, remote, rig.relay, rig.runs)
+    around = Surroundings(
+        SETTINGS, rig.database, remote, rig.relay, rig.runs, Runtimes(rig.queue.client)
+    )
     return Jobs(around, Ownership(rig.queue.client, poll_seconds=10))
 
 

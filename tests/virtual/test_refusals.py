@@ -58,6 +58,7 @@ async def test_an_attempt_that_was_not_made_does_not_count(autojump_clock: MockC
 async def test_another_server_user_or_credential_is_tried(
     autojump_clock: MockClock, other: Target
 ) -> None:
+    await trio.lowlevel.checkpoint()
     refusals = Refusals()
     refuse(refusals, target())
 
@@ -65,6 +66,7 @@ async def test_another_server_user_or_credential_is_tried(
 
 
 async def test_what_is_no_refusal_is_not_remembered(autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
     refusals = Refusals()
     with pytest.raises(ConnectError):
         attempt(refusals, target(), ConnectError("no route"))

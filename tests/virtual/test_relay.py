@@ -183,16 +183,35 @@ async def test_a_job_cancelled_meanwhile_is_completed_as_cancelled_with_its_outp
     assert rig.queue.results["job_1"]["output"]["stdout"] == "all there is\n"
 
 
-@pytest.mark.parametrize("entry", [release(), fail()])
-async def test_a_cancelled_job_is_neither_queued_again_nor_failed(
-    autojump_clock: MockClock, rig: Rig, entry: Entry
+async def test_a_cancelled_job_does_not_fail(autojump_clock: MockClock, rig: Rig) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+
+    await delivered(rig, fail())
+
+    assert rig.queue.said() == [("read", "job_1")]
+
+
+async def test_a_cancelled_job_that_is_given_back_is_completed_as_cancelled(
+    autojump_clock: MockClock, rig: Rig
 ) -> None:
     rig.queue.statuses["job_1"] = "cancelled"
 
-    await delivered(rig, entry)
+    await delivered(rig, release())
 
-    assert rig.queue.statuses["job_1"] == "cancelled"
+    assert rig.queue.completions == [("job_1", "cancelled")]
+
+
+async def test_a_cancelled_job_with_runs_to_be_ended_is_not_given_back(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.runs.begin("job_1", b"the claim", now=0)
+    rig.queue.statuses["job_1"] = "cancelled"
+
+    await delivered(rig, release())
+
     assert rig.queue.said() == [("read", "job_1")]
+    assert rig.runs.running() == ("job_1",)
+    assert not await rig.relay.is_done()
 
 
 @pytest.mark.parametrize("status", ["another's", "completed", "failed", "timeout"])
@@ -398,6 +417,27 @@ async def test_a_result_that_is_too_large_for_the_way_is_sent_with_less_output(
     sizes = [len(each["output"]["stdout"]) for each in sent]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 2000
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_what_a_script_said_goes_last_where_a_result_is_too_large_for_the_way(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", *[refused(413)] * 2)
+    body = {
+        "status": "completed",
+        "exitCode": 0,
+        "output": {"stdout": "x" * 300, "stderr": ""},
+        "scriptOutput": ["y" * 8000],
+        "condition": True,
+    }
+
+    await delivered(rig, Entry("job_1", Kind.COMPLETE, "job_1", json.dumps(body).encode()))
+
+    sent = [call.body for call in rig.queue.calls if call.method == "complete"]
+    assert [bool(each["scriptOutput"]) for each in sent] == [True, True, False]
+    assert "script output left out" in sent[-1]["output"]["stdout"]
+    assert sent[-1]["condition"] is True
     assert rig.queue.completions == [("job_1", "completed")]
 
 

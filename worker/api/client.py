@@ -1,22 +1,18 @@
-"""The queue API over HTTP; the one place where httpx's errors are translated."""
+"""The queue API over HTTP."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from worker import __version__
 from worker.api import wire
+from worker.api.transport import Api, check, decode, new_client, segment, send
 from worker.clock import now_ms, rfc3339
-from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.errors import QueueRefusedError, QueueUnavailableError
 from worker.settings import ApiSettings
-
-T = TypeVar("T")
 
 # Output over about 100 kB makes the app's call take 3 s longer; a slow database more.
 CALL_SECONDS = 30.0
@@ -25,16 +21,12 @@ HEARTBEAT_SECONDS = 10.0
 # RFC 7240 preference: how long the queue may hold a poll that has nothing to give.
 WAIT_SECONDS = 25
 
-# 401 is here because a token that was changed comes back: its file is read again.
-_ASK_AGAIN = frozenset((401, 408, 425, 429))
-
-# Whoever says these means this body, or this very call.
-_FINAL = frozenset((409, 413))
+QUEUE_API = Api("the queue API", QueueUnavailableError, QueueRefusedError)
 
 _job_answer = msgspec.json.Decoder(wire.JobAnswerBody)
 _heartbeat_answer = msgspec.json.Decoder(wire.HeartbeatAnswerBody)
 _orphans = msgspec.json.Decoder(tuple[wire.OrphanBody, ...])
-_error = msgspec.json.Decoder(wire.ErrorBody)
+_variable = msgspec.json.Decoder(wire.VariableBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +63,32 @@ class QueueClient:
         The app's acknowledge changes nothing, so it is also the way to read a job.
         """
         body = wire.AcknowledgeBody(orchestrator_id=self._worker_id, timestamp=rfc3339(now_ms()))
-        response = await self._call("POST", f"jobs/{_segment(job_id)}/acknowledge", body)
-        return _decode(_job_answer, response).job
+        response = await self._call("POST", f"jobs/{segment(job_id)}/acknowledge", body)
+        return decode(_job_answer, response).job
 
     async def orphaned(self) -> tuple[str, ...]:
         """The jobs claimed or running under this worker's id, 100 at most."""
         response = await self._call("GET", f"jobs/orphaned?orchestratorId={self._worker_id}")
-        return tuple(row.id for row in _decode(_orphans, response))
+        return tuple(row.id for row in decode(_orphans, response))
 
     async def report_running(self, job_id: str) -> None:
         body = wire.StatusBody(status="running", timestamp=rfc3339(now_ms()))
-        await self._call("PUT", f"jobs/{_segment(job_id)}/status", body)
+        await self._call("PUT", f"jobs/{segment(job_id)}/status", body)
 
     async def create_execution(self, execution_id: str, body: bytes) -> None:
-        await self._call("POST", f"executions/{_segment(execution_id)}/create", body)
+        await self._call("POST", f"executions/{segment(execution_id)}/create", body)
 
     async def update_execution(self, execution_id: str, body: bytes) -> None:
-        await self._call("PUT", f"executions/{_segment(execution_id)}/update", body)
+        await self._call("PUT", f"executions/{segment(execution_id)}/update", body)
 
     async def complete(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{_segment(job_id)}/complete", body)
+        await self._call("POST", f"jobs/{segment(job_id)}/complete", body)
 
     async def fail(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{_segment(job_id)}/fail", body)
+        await self._call("POST", f"jobs/{segment(job_id)}/fail", body)
 
     async def release(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{_segment(job_id)}/release", body)
+        await self._call("POST", f"jobs/{segment(job_id)}/release", body)
 
     async def heartbeat(
         self, running_jobs: tuple[str, ...], capacity: wire.CapacityBody
@@ -111,7 +103,14 @@ class QueueClient:
         response = await self._call(
             "POST", "orchestrator/heartbeat", body, seconds=HEARTBEAT_SECONDS
         )
-        return _decode(_heartbeat_answer, response).cancelled_jobs
+        return decode(_heartbeat_answer, response).cancelled_jobs
+
+    async def variable(self, user_id: str, key: str) -> msgspec.Raw:
+        """A script's variable as JSON; QueueRefusedError with 404 where there is none."""
+        return decode(_variable, await self._call("GET", _variable_path(user_id, key))).value
+
+    async def put_variable(self, user_id: str, key: str, value: msgspec.Raw) -> None:
+        await self._call("PUT", _variable_path(user_id, key), wire.VariableBody(value=value))
 
     async def _call(
         self,
@@ -129,16 +128,7 @@ class QueueClient:
             self._token = self._source.read()
             if self._token != used:
                 response = await self._send(method, path, content, headers or {}, seconds)
-        if response.is_success:
-            return response
-        message = _message(response)
-        status = response.status_code
-        # The API says why; a gateway that does not know the route for a while does not.
-        passes = status in _ASK_AGAIN or response.is_server_error
-        if passes or (message is None and status not in _FINAL):
-            reason = message or response.reason_phrase
-            raise QueueUnavailableError(f"the queue API answered {status}: {reason}", status)
-        raise QueueRefusedError(status, message or response.reason_phrase)
+        return check(QUEUE_API, response)
 
     async def _send(
         self, method: str, path: str, content: bytes | None, headers: dict[str, str], seconds: float
@@ -146,48 +136,18 @@ class QueueClient:
         headers = {
             "Authorization": f"Bearer {self._token.reveal()}",
             "X-Orchestrator-ID": self._worker_id,
-            "Content-Type": "application/json",
             **headers,
         }
-        try:
-            return await self._http.request(
-                method, path, content=content, headers=headers, timeout=seconds
-            )
-        except httpx.TimeoutException as error:
-            message = f"the queue API gave no answer within {seconds:g} s"
-            raise QueueUnavailableError(message) from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            message = f"the queue API cannot be reached: {str(error) or type(error).__name__}"
-            raise QueueUnavailableError(message) from error
-        except httpx.HTTPError as error:  # undecodable content, too many redirects
-            raise ProtocolError(f"the queue API's answer: {error}") from error
+        return await send(
+            self._http, QUEUE_API, method, path, content, headers=headers, seconds=seconds
+        )
 
 
 @asynccontextmanager
 async def open_client(settings: ApiSettings, worker_id: str) -> AsyncIterator[QueueClient]:
-    async with httpx.AsyncClient(
-        base_url=settings.endpoint + "/",
-        headers={"Accept": "application/json", "User-Agent": f"cronium-worker/{__version__}"},
-        # An app that a proxy variable names by accident is a job's output gone astray.
-        trust_env=False,
-    ) as http:
+    async with new_client(settings.endpoint) as http:
         yield QueueClient(http, settings, worker_id)
 
 
-def _segment(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _message(response: httpx.Response) -> str | None:
-    """What the API itself says of its refusal; None if that was not the API."""
-    try:
-        return _error.decode(response.content).error[:300] or None
-    except wire.UNDECODABLE:
-        return None
-
-
-def _decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:
-    try:
-        return decoder.decode(response.content)
-    except wire.UNDECODABLE as error:
-        raise ProtocolError(f"{response.request.url.path}: {error}") from error
+def _variable_path(user_id: str, key: str) -> str:
+    return f"variables/{segment(user_id)}/{segment(key)}"

@@ -29,7 +29,8 @@ class Body(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True
 class ServerBody(Body, frozen=True, kw_only=True):
     """One entry of `metadata.servers`, or `target.serverDetails`.
 
-    Credentials are plain, or sealed where the app could not open them itself.
+    Credentials are plain, or sealed where the app could not open them itself. `host_key` is a
+    public key's line or its fingerprint, or several of them, one to a line.
     """
 
     id: Annotated[str, Meta(min_length=1)] | int
@@ -40,6 +41,7 @@ class ServerBody(Body, frozen=True, kw_only=True):
     private_key: str | None = None
     passphrase: str | None = None
     password: str | None = None
+    host_key: str | None = None
 
 
 class TargetBody(Body, frozen=True, kw_only=True):
@@ -232,7 +234,31 @@ class HeartbeatAnswerBody(Body, frozen=True, kw_only=True):
 
 
 class ErrorBody(Body, frozen=True, kw_only=True):
+    """What a refusal says; `message` is the runtime API's."""
+
     error: str = ""
+    message: Any = None
+
+
+class VariableBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """A script's variable, where it is read and where it is put; the app keeps a text."""
+
+    value: Raw = Raw(b"null")
+
+
+class RuntimeAnswerBody(Body, frozen=True, kw_only=True):
+    """Every 200 body of the runtime API."""
+
+    success: bool = True
+    data: Raw = Raw(b"null")
+
+
+class ToolActionBody(Body, frozen=True, kw_only=True):
+    """POST `tool-actions/execute` of the runtime API."""
+
+    tool: str
+    action: str
+    config: Raw
 
 
 class BadJob(Struct, frozen=True):

@@ -10,6 +10,7 @@ from worker import __version__
 COMMANDS = {
     "run": "worker.cli.run",
     "orphans": "worker.cli.orphans",
+    "hosts": "worker.cli.hosts",
     "queue": "worker.cli.queue",
     "demo": "worker.cli.demo",
 }

@@ -16,6 +16,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from worker.cli.host_key import HostKeyText
 from worker.clock import now_ms, rfc3339
 from worker.errors import WorkerError
 from worker.queue_server.follow import follow, outcome
@@ -24,6 +25,7 @@ from worker.queue_server.model import Execution, JobReport, Priority, Script, Sc
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
+from worker.remote.given_keys import GivenKey
 from worker.values import parse_duration
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
@@ -226,6 +228,13 @@ def _print_ready(address: str) -> None:
 @click.option("--key-file", type=FILE, help="The private key.")
 @click.option("--passphrase-file", type=FILE, help="The key's passphrase.")
 @click.option("--password-file", type=FILE, help="The account's password.")
+@click.option(
+    "--host-key",
+    "host_keys",
+    type=HostKeyText(),
+    multiple=True,
+    help="What its host key has to be; repeatable.  [default: as workers are configured]",
+)
 def add_server(
     database: Path,
     name: str,
@@ -235,6 +244,7 @@ def add_server(
     key_file: Path | None,
     passphrase_file: Path | None,
     password_file: Path | None,
+    host_keys: tuple[GivenKey, ...],
 ) -> None:
     """Add a server, or replace the one of that name. Credentials are kept sealed.
 
@@ -256,6 +266,7 @@ def add_server(
             private_key=_text(key_file),
             passphrase=_line(passphrase_file),
             password=_line(password_file),
+            host_key="\n".join(key.line or key.fingerprint for key in host_keys) or None,
         )
         server_id = store.put_server(server, now_ms())
     click.echo(f"server {name} has id {server_id}", err=True)

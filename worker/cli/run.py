@@ -11,7 +11,8 @@ import structlog
 import trio
 
 from worker import logs, settings
-from worker.errors import SettingsError, StateError, StateLockedError
+from worker.errors import ConnectError, SettingsError, StateError, StateLockedError
+from worker.remote.known_hosts import KnownHostsFile
 from worker.service import serve
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
@@ -60,6 +61,11 @@ def run() -> None:
     os.environ.setdefault("LOGNAME", "cronium-worker")
     try:
         loaded = settings.load(os.environ)
+        if loaded.ssh.known_hosts is not None:
+            KnownHostsFile(loaded.ssh.known_hosts).read()
+    except ConnectError as error:
+        click.echo(f"cronium-worker: {error}", err=True)
+        sys.exit(EXIT_CONFIGURATION)
     except SettingsError as error:
         for fault in (*error.faults, *settings.unknown_variables(os.environ)):
             click.echo(f"cronium-worker: {fault}", err=True)

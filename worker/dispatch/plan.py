@@ -9,6 +9,8 @@ import msgspec
 
 from worker.api.wire import UNDECODABLE, JobBody, ScriptBody, ServerBody
 from worker.errors import JobError, SealedValueError
+from worker.remote.address import is_host
+from worker.remote.given_keys import parse_given_keys
 from worker.remote.payload import Interpreter, check_environment
 from worker.remote.target import Credential, Target
 from worker.sealing import SealingKey, may_be_sealed
@@ -64,6 +66,12 @@ class Plan:
     input: bytes = field(repr=False)
     directory: str
     limit_seconds: int
+    attempts: int = 0
+    # As far as the claim says.
+    user_id: str = ""
+    event_name: str = ""
+    event_version: int | None = None
+    triggered_by: str | None = None
 
     def environment_of(self, execution: PlannedExecution) -> dict[str, str]:
         """The job's entries and what tells the script where it runs; the latter win."""
@@ -82,10 +90,10 @@ def plan_job(job: JobBody, *, sealing_key: SealingKey | None, max_execution_seco
     if job.type.lower() != "ssh":
         raise JobError(f"type: {job.type!r} is not run by this worker; expected ssh")
     environment = _environment(job, sealing_key)
-    script = job.execution.script
+    script, metadata = job.execution.script, job.metadata
     return Plan(
         job_id=job.id,
-        event_id="" if job.metadata.event_id is None else str(job.metadata.event_id),
+        event_id="" if metadata.event_id is None else str(metadata.event_id),
         executions=tuple(
             PlannedExecution(execution_id(job.id, server.id, job.attempts), server)
             for server in _servers(job)
@@ -96,6 +104,11 @@ def plan_job(job: JobBody, *, sealing_key: SealingKey | None, max_execution_seco
         input=bytes(job.execution.input_data),
         directory=_directory(script.working_directory),
         limit_seconds=_limit(job.execution.timeout, max_execution_seconds),
+        attempts=job.attempts,
+        user_id="" if metadata.user_id is None else str(metadata.user_id),
+        event_name=metadata.event_name,
+        event_version=metadata.event_version,
+        triggered_by=metadata.triggered_by,
     )
 
 
@@ -204,12 +217,17 @@ def _server(raw: msgspec.Raw, index: int) -> Server:
     fault = _fault(body)
     if fault:
         return Server(server_id, name, None, f"server entry: {fault}")
+    try:
+        host_keys = parse_given_keys(body.host_key) if body.host_key else ()
+    except ValueError as error:
+        return Server(server_id, name, None, f"server entry: hostKey: {error}")
     credential = Credential(
         private_key=Secret(body.private_key) if body.private_key else None,
         passphrase=Secret(body.passphrase) if body.passphrase else None,
         password=Secret(body.password) if body.password else None,
     )
-    return Server(server_id, name, Target(body.host, body.port, body.username, credential))
+    target = Target(body.host, body.port, body.username, credential, host_keys)
+    return Server(server_id, name, target)
 
 
 def _key_of(raw: msgspec.Raw) -> _ServerKey:
@@ -220,7 +238,7 @@ def _key_of(raw: msgspec.Raw) -> _ServerKey:
 
 
 def _fault(body: ServerBody) -> str | None:
-    if not body.host or not body.host.isprintable() or " " in body.host:
+    if not is_host(body.host):
         return f"host: {body.host!r} is not a host"
     if not 1 <= body.port <= 65535:
         return f"port: {body.port} is not between 1 and 65535"

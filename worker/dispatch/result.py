@@ -1,6 +1,6 @@
 """How an execution and a job end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -55,7 +55,7 @@ class ServerResult:
     """How one execution ended. Times ending in `_at` are UTC epoch ms.
 
     `error` is for people: None on success; `runner` is deployed, cached, or None where the
-    runner was not reached.
+    runner was not reached. `script_output`, as JSON, and `condition` are what the script said.
     """
 
     execution_id: str
@@ -68,6 +68,8 @@ class ServerResult:
     times: PhaseTimes = PhaseTimes()
     error: str | None = None
     runner: str | None = None
+    script_output: bytes | None = field(default=None, repr=False)
+    condition: bool | None = None
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

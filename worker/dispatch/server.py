@@ -3,11 +3,13 @@
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
 
 from worker.clock import now_ms
+from worker.dispatch.helper_calls import HelperCalls
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import EXIT_CODES, Outcome, Phase, PhaseTimes, ServerResult
 from worker.errors import (
@@ -23,7 +25,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.remote.credentials import Credentials
-from worker.remote.frames import Ended, Output, Reason, Started, Stream, Superseded
+from worker.remote.frames import Call, Ended, Output, Reason, Started, Stream, Superseded
 from worker.remote.payload import Payload
 from worker.remote.runner import NO_SUCH_RUN_STATUS, Attachment, Offsets, RunRequest
 from worker.remote.session import Remote, ServerSession, forget_for_sure
@@ -43,6 +45,11 @@ HASTE_SECONDS = 5
 STRAY_SECONDS = 20
 # A runner that is deployed and then not there is somebody else's doing; once more, then give up.
 START_ATTEMPTS = 3
+# An sshd that is started anew is away for a second or two; a server without one is told of soon.
+CONNECT_ATTEMPTS = 6
+# Answers on their way at once: sshd has 10 channels for a connection, and may have fewer.
+ANSWERS_AT_ONCE = 4
+ANSWER_ATTEMPTS = 4
 
 NOTHING_RECEIVED = Offsets()
 
@@ -77,7 +84,8 @@ class ServerExecution:
 
     `run` says how the execution ended, `clean_up` forgets the run on the server, `close` gives
     up the connection; a run that goes on is not touched by that. `begun` is set when the script
-    is known to run, `sink` called with what it prints, `still_ours` when somebody else attaches.
+    is known to run, `sink` called with what it prints, `still_ours` when somebody else attaches;
+    `calls` are its script's.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class ServerExecution:
         cancelled: trio.Event,
         still_ours: Callable[[], Awaitable[bool]],
         sink: OutputSink,
+        calls: HelperCalls,
         resumption: Resumption | None = None,
     ) -> None:
         self._plan = plan
@@ -99,6 +108,8 @@ class ServerExecution:
         self._cancelled = cancelled
         self._still_ours = still_ours
         self._sink = sink
+        self._calls = calls
+        self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
         self._resumption = resumption or Resumption(may_have_begun=False)
         offsets = self._resumption.offsets
         self._progress = _Progress()
@@ -246,7 +257,7 @@ class ServerExecution:
             if isinstance(failure, RunnerMissingError) or not session.has_sent:
                 attempts += 1
             refused = isinstance(failure, ConnectError) and not session.has_sent
-            if refused or attempts == START_ATTEMPTS:
+            if attempts >= (CONNECT_ATTEMPTS if refused else START_ATTEMPTS):
                 raise failure
             log.info("start_failed", error=str(failure))
             if isinstance(failure, RunnerMissingError):
@@ -309,7 +320,7 @@ class ServerExecution:
         with trio.move_on_at(self._latest_end()) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signal_when_cancelled, session, limit)
-                result = await self._follow(session, attachment, limit)
+                result = await self._follow(session, attachment, limit, nursery)
                 nursery.cancel_scope.cancel()
         if result is not None:
             return result
@@ -320,14 +331,18 @@ class ServerExecution:
         return self._result(Outcome.LOST, error)
 
     async def _follow(
-        self, session: ServerSession, attachment: Attachment | None, limit: trio.CancelScope
+        self,
+        session: ServerSession,
+        attachment: Attachment | None,
+        limit: trio.CancelScope,
+        calls: trio.Nursery,
     ) -> ServerResult:
         """Take in what the run prints until it ends, over as many connections as it needs."""
         try:
             while True:
                 attachment = attachment or await self._attach(session)
                 try:
-                    return await self._take_in(session, attachment, limit)
+                    return await self._take_in(session, attachment, limit, calls)
                 except (
                     ConnectionLostError,
                     ProtocolError,
@@ -351,9 +366,16 @@ class ServerExecution:
             return self._result(Outcome.LOST, str(error))
 
     async def _take_in(
-        self, session: ServerSession, attachment: Attachment, limit: trio.CancelScope
+        self,
+        session: ServerSession,
+        attachment: Attachment,
+        limit: trio.CancelScope,
+        calls: trio.Nursery,
     ) -> ServerResult:
-        """Take in what comes over one connection, until the run or the connection ends."""
+        """Take in what comes over one connection, until the run or the connection ends.
+
+        What the script asks for is answered in `calls`, so that nothing waits for that here.
+        """
         while True:
             match await attachment.receive():
                 case Started() as started if not self.begun.is_set():
@@ -368,10 +390,30 @@ class ServerExecution:
                     latest = min(latest, limit.deadline)  # a cancel may have come meanwhile
                     # A run that is over may still have much to hand on, over a slow line.
                     limit.deadline = max(latest, trio.current_time() + UNHEARD_SECONDS)
+                case Call(call_id, request) as call if call.can_be_answered:
+                    session.made_progress()
+                    # At once, for the run's end may be the next to come.
+                    if waiting := self._calls.take(call_id, request):
+                        deliver = partial(self._deliver, session, call_id)
+                        calls.start_soon(self._calls.answer, waiting, deliver)
                 case Ended() as ended:
                     return self._ended(ended)
                 case Superseded():
                     raise SupersededError("another worker has attached to the run")
+
+    async def _deliver(self, session: ServerSession, call_id: str, answer: bytes) -> None:
+        """Hand the script its answer, or leave that to the next attachment."""
+        failure: WorkerError | None = None
+        for attempt in range(ANSWER_ATTEMPTS):
+            try:
+                async with self._answers:
+                    await session.answer_beside(self._execution.id, call_id, answer)
+            except WorkerError as error:
+                failure = error
+            else:
+                return
+            await trio.sleep(2**attempt)
+        log.warning("answer_failed", error=str(failure))
 
     async def _attach(self, session: ServerSession) -> Attachment:
         """Connect for as long as it takes, within the caller's scope; a refusal is final."""
@@ -450,6 +492,8 @@ class ServerExecution:
             times=PhaseTimes(max(0, _ms(setup_end - progress.began)), execution_ms),
             error=error,
             runner=self._session.source if self._session is not None else None,
+            script_output=self._calls.output,
+            condition=self._calls.condition,
         )
 
 

@@ -35,7 +35,10 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One row of `servers`; the credentials are open ones here, and sealed in the row."""
+    """One row of `servers`; the credentials are open ones here, and sealed in the row.
+
+    `host_key` is a public key's line or a fingerprint, one or more of them, one to a line.
+    """
 
     id: int
     name: str
@@ -45,6 +48,7 @@ class Server:
     private_key: str | None = field(default=None, repr=False)
     passphrase: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
+    host_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,10 @@ _JOB_COLUMNS = ", ".join(
 _JOB = f"SELECT {_JOB_COLUMNS} FROM jobs JOIN events ON events.id = jobs.event_id"  # noqa: S608 ours
 _EXECUTION_COLUMNS = ", ".join(column.name for column in fields(Execution))
 _EXECUTION = f"SELECT {_EXECUTION_COLUMNS} FROM executions"  # noqa: S608 our own column names
-_SERVER = "SELECT id, name, host, port, username, private_key, passphrase, password FROM servers"
+_SERVER = (
+    "SELECT id, name, host, port, username, private_key, passphrase, password, host_key "
+    "FROM servers"
+)
 
 
 class UnknownNameError(WorkerError):
@@ -118,12 +121,13 @@ class Store:
             row = tx.execute(
                 """
                 INSERT INTO servers (name, host, port, username, private_key, passphrase, password,
-                                     created_at, updated_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                     host_key, created_at, updated_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT (name) DO UPDATE SET
                     host = excluded.host, port = excluded.port, username = excluded.username,
                     private_key = excluded.private_key, passphrase = excluded.passphrase,
-                    password = excluded.password, updated_at = excluded.updated_at
+                    password = excluded.password, host_key = excluded.host_key,
+                    updated_at = excluded.updated_at
                 RETURNING id
                 """,
                 (
@@ -134,6 +138,7 @@ class Store:
                     self._keyring.seal(server.private_key),
                     self._keyring.seal(server.passphrase),
                     self._keyring.seal(server.password),
+                    server.host_key,
                     now,
                     now,
                 ),
@@ -332,7 +337,9 @@ class Store:
     ) -> tuple[Json, ...]:
         """Up to `limit` jobs (all, if it is negative), leased to `worker_id`.
 
-        The most urgent first; jobs whose lease is over go back to the queue before.
+        The most urgent first; jobs whose lease is over go back to the queue before. So do those
+        that were cancelled under a worker that is gone, for their runs to be ended; they stay
+        cancelled.
         """
         with self._database.transaction() as tx:
             tx.execute(
@@ -346,7 +353,10 @@ class Store:
             numbers = tx.execute(
                 """
                 SELECT number FROM jobs
-                WHERE status = 'queued' AND scheduled_for <= ?1
+                WHERE (
+                        status = 'queued' AND scheduled_for <= ?1
+                        OR status = 'cancelled' AND reported_at IS NULL AND lease_until <= ?1
+                    )
                     AND (?2 IS NULL OR type IN (SELECT value FROM json_each(?2)))
                 ORDER BY priority DESC, scheduled_for, created_at, number LIMIT ?3
                 """,
@@ -354,8 +364,8 @@ class Store:
             ).fetchall()
             tx.executemany(
                 """
-                UPDATE jobs SET status = 'claimed', orchestrator_id = ?, lease_until = ?,
-                    updated_at = ?
+                UPDATE jobs SET status = CASE status WHEN 'queued' THEN 'claimed' ELSE status END,
+                    orchestrator_id = ?, lease_until = ?, updated_at = ?
                 WHERE number = ?
                 """,
                 [(worker_id, now + self._lease_ms, now, number) for (number,) in numbers],
@@ -386,7 +396,11 @@ class Store:
         return claimed
 
     def _open_server(self, row: Row) -> Server:
-        return Server(*row[:5], *(self._keyring.open_credential(sealed) for sealed in row[5:]))
+        server_id, name, host, port, username, *sealed, host_key = row
+        private_key, passphrase, password = map(self._keyring.open_credential, sealed)
+        return Server(
+            server_id, name, host, port, username, private_key, passphrase, password, host_key
+        )
 
     def acknowledge(self, job_id: str, worker_id: str) -> Job:
         """Raises UnknownNameError, NotClaimedError."""
@@ -482,7 +496,10 @@ class Store:
                 """
                 UPDATE jobs SET lease_until = ?
                 WHERE id IN (SELECT value FROM json_each(?)) AND orchestrator_id = ?
-                    AND status IN ('claimed', 'running')
+                    AND (
+                        status IN ('claimed', 'running')
+                        OR status = 'cancelled' AND reported_at IS NULL
+                    )
                 """,
                 (now + self._lease_ms, named, worker_id),
             )

@@ -105,11 +105,12 @@ def _target(target_id: int | None, target: Server | None) -> Json:
 
 
 def server_details(server: Server) -> Json:
-    """A server with its credentials in the open; one that it has not is left out."""
-    credentials = {
+    """A server with its credentials in the open; what it has not is left out."""
+    given = {
         "privateKey": server.private_key,
         "passphrase": server.passphrase,
         "password": server.password,
+        "hostKey": server.host_key,
     }
     return {
         "id": str(server.id),
@@ -117,7 +118,7 @@ def server_details(server: Server) -> Json:
         "host": server.host,
         "port": server.port,
         "username": server.username,
-        **{name: value for name, value in credentials.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
     }
 
 

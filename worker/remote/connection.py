@@ -5,9 +5,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import asyncssh
 import trio
+from asyncssh.public_key import SSHOpenSSHCertificate
 from trio_asyncio import aio_as_trio
 
 from worker.errors import (
@@ -20,7 +22,9 @@ from worker.errors import (
 )
 from worker.remote.channel import Channel
 from worker.remote.credentials import OpenedCredential
-from worker.remote.host_keys import HostKeyCheck, public_line
+from worker.remote.given_keys import public_line
+from worker.remote.host_certificate import certificate_in
+from worker.remote.host_keys import HostKeyCheck
 from worker.remote.target import Target
 
 # Measured on a rig: AES-128-GCM costs the client a third less than chacha20 per handshake, and
@@ -30,8 +34,6 @@ KEX = ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.o
        "diffie-hellman-group16-sha512", "diffie-hellman-group14-sha256"]  # fmt: skip
 CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
            "aes128-ctr", "aes256-ctr"]  # fmt: skip
-HOST_KEY_ALGORITHMS = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384",
-                       "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256"]  # fmt: skip
 KEEPALIVES_UNANSWERED = 3
 CLOSE_SECONDS = 2.0
 # How long a server may take to start a command.
@@ -40,10 +42,19 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
-    """The key that a connected server proved to have."""
+    """The key that a server proved to have, and the IP address where it did."""
 
     fingerprint: str
     public_line: str
+    address: str
+
+    @property
+    def kind(self) -> str:
+        return self.public_line.split(" ", 1)[0]
+
+    @classmethod
+    def of(cls, key: asyncssh.SSHKey, address: str) -> Self:
+        return cls(key.get_fingerprint(), public_line(key), address)
 
 
 class _Client(asyncssh.SSHClient):
@@ -51,13 +62,30 @@ class _Client(asyncssh.SSHClient):
 
     def __init__(self, check: HostKeyCheck) -> None:
         self._check = check
+        self._certificate: SSHOpenSSHCertificate | None = None
+        self.is_new = False
         self.refusal: HostKeyError | None = None
 
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Take certificates out of asyncssh's hands, which shows a client their authority alone
+        and refuses the key with them; without this every certificate is refused."""
+        validate = conn.validate_server_host_key
+
+        def validate_key(key_data: bytes) -> asyncssh.SSHKey:
+            self._certificate = certificate_in(key_data)
+            return validate(self._certificate.key.public_data if self._certificate else key_data)
+
+        conn.validate_server_host_key = validate_key  # type: ignore[method-assign]  # on purpose
+
     def validate_host_public_key(
-        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+        self,
+        host: str,  # noqa: ARG002  asyncssh's signature
+        addr: str,  # noqa: ARG002
+        port: int,  # noqa: ARG002
+        key: asyncssh.SSHKey,
     ) -> bool:
         try:
-            self._check.judge(host, addr, port, key)
+            self.is_new = self._check.judge(key, self._certificate)
         except HostKeyError as error:
             self.refusal = error
             return False
@@ -65,17 +93,18 @@ class _Client(asyncssh.SSHClient):
 
 
 class Connection:
-    """An authenticated connection; made by `open_connection`."""
+    """An authenticated connection; made by `open_connection`.
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+    `is_new` says that nothing was known of the server's key.
+    """
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, *, is_new: bool) -> None:
         self._connection = connection
-
-    @property
-    def host_key(self) -> HostKey:
-        key = self._connection.get_server_host_key()
-        if key is None:
+        self.is_new = is_new
+        key = connection.get_server_host_key()
+        if key is None:  # it takes another key exchange than those of KEX
             raise SshError("the server showed no host key")
-        return HostKey(key.get_fingerprint(), public_line(key))
+        self.host_key = HostKey.of(key, str(connection.get_extra_info("peername")[0]))
 
     @asynccontextmanager
     async def exec(self, command: str) -> AsyncIterator[Channel]:
@@ -127,7 +156,6 @@ async def open_connection(
         clients.append(_Client(check))
         return clients[-1]
 
-    preferred = check.preferred_algorithms(target.host, target.port)
     try:
         raw = await aio_as_trio(asyncssh.connect)(
             target.host,
@@ -140,10 +168,7 @@ async def open_connection(
                 ["publickey"] if credential.key else ["password", "keyboard-interactive"]
             ),
             known_hosts=([], [], []),  # nothing is known to asyncssh, so it asks the client
-            server_host_key_algs=[
-                *preferred,
-                *(name for name in HOST_KEY_ALGORITHMS if name not in preferred),
-            ],
+            server_host_key_algs=check.algorithms(),
             kex_algs=KEX,
             encryption_algs=CIPHERS,
             compression_algs=["none"],
@@ -159,8 +184,8 @@ async def open_connection(
         )
     except (asyncssh.Error, OSError, ValueError) as error:  # ValueError: nonsense on the wire
         refusal = clients[-1].refusal if clients else None
-        raise refusal or _translate(error, target, credential.doubt) from error
-    connection = Connection(raw)
+        raise refusal or translated(error, target, credential.doubt) from error
+    connection = Connection(raw, is_new=clients[-1].is_new)
     try:
         yield connection
     finally:
@@ -168,7 +193,7 @@ async def open_connection(
             await connection.close()
 
 
-def _translate(error: Exception, target: Target, doubt: str) -> SshError:
+def translated(error: Exception, target: Target, doubt: str = "") -> SshError:
     """The error of a connection attempt in the worker's terms and an operator's words."""
     match error:
         case asyncssh.PermissionDenied():
@@ -179,7 +204,7 @@ def _translate(error: Exception, target: Target, doubt: str) -> SshError:
             return ConnectError(f"the name {target.host!r} cannot be resolved")
         case OSError(errno=errno.ECONNREFUSED):
             return ConnectError(f"{target.host}:{target.port} refused the connection")
-        case asyncssh.ConnectionLost():
+        case asyncssh.ConnectionLost() | ConnectionResetError():
             return ConnectionDroppedError(
                 f"{target.host}:{target.port} closed the connection: {error}"
             )

@@ -3,20 +3,20 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import asyncssh
 import stamina
 import trio
 
-from worker.clock import now_ms
 from worker.database import Database
 from worker.errors import ConnectionDroppedError
 from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import OpenedCredential
+from worker.remote.given_keys import GivenKey
 from worker.remote.host_keys import HostKeyCheck
 from worker.remote.refusals import Refusals
+from worker.remote.scan import host_key_with
 from worker.remote.target import Target
-from worker.settings import HostKeyPolicy, SshSettings
-from worker.state.host_keys import HostKeys
+from worker.remote.trust import HostTrust
+from worker.settings import SshSettings
 
 # sshd drops at random from 10 unauthenticated connections on (MaxStartups 10:30:100).
 HANDSHAKES_PER_SERVER = 8
@@ -28,11 +28,9 @@ class Connector:
 
     def __init__(self, settings: SshSettings, database: Database) -> None:
         self._settings = settings
-        self._database = database
-        self._known_hosts = (
-            asyncssh.read_known_hosts(str(settings.known_hosts)) if settings.known_hosts else None
-        )
-        self._pins = HostKeys(database)
+        self._trust = HostTrust(settings, database)
+        # By fingerprint, the keys that servers' entries gave no more of.
+        self._found: dict[str, GivenKey] = {}
         self._refusals = Refusals()
         self._slots = trio.CapacityLimiter(settings.max_connections)
         self._crowding = trio.Event()
@@ -68,27 +66,13 @@ class Connector:
         One that a busy sshd dropped is tried again, with jitter; nothing else is.
         """
         async with AsyncExitStack() as stack:
-            pinned = await self._database.run(lambda: self._pins.pinned(target.host, target.port))
-            check = HostKeyCheck(self._settings.host_keys, self._known_hosts, pinned)
-            connection = await self._enter(stack, target, credential, check)
-            if pinned is None and self._settings.host_keys is not HostKeyPolicy.OFF:
-                await self._pin(target, connection, job_id)
+            connection = await self._enter(stack, target, credential)
+            if connection.is_new:
+                await self._trust.pin(target, connection.host_key, job_id)
             yield connection
 
-    async def _pin(self, target: Target, connection: Connection, job_id: str) -> None:
-        """Pin what the server showed; another connection may have pinned another key meanwhile."""
-        shown = connection.host_key.public_line
-        pinned = await self._database.run(
-            lambda: self._pins.pin(target.host, target.port, shown, job_id=job_id, now=now_ms())
-        )
-        HostKeyCheck(HostKeyPolicy.ACCEPT_NEW, None, pinned).judge_line(shown)
-
     async def _enter(
-        self,
-        stack: AsyncExitStack,
-        target: Target,
-        credential: OpenedCredential,
-        check: HostKeyCheck,
+        self, stack: AsyncExitStack, target: Target, credential: OpenedCredential
     ) -> Connection:
         async for attempt in stamina.retry_context(
             on=ConnectionDroppedError,
@@ -105,11 +89,20 @@ class Connector:
                             open_connection(
                                 target,
                                 credential,
-                                check,
+                                await self._check(target),
                                 keepalive_seconds=self._settings.keepalive_seconds,
                             )
                         )
         raise AssertionError("stamina ends with a result or an error")
+
+    async def _check(self, target: Target) -> HostKeyCheck:
+        given = tuple(self._found.get(each.fingerprint, each) for each in target.host_keys)
+        if given and not any(each.line for each in given):
+            # A fingerprint does not say which kind of key to ask for.
+            found = await host_key_with(target.address, [each.fingerprint for each in given])
+            self._found[found.fingerprint] = GivenKey(found.fingerprint, found.public_line)
+            given = (self._found[found.fingerprint], *given)
+        return await self._trust.check(target, given)
 
     @asynccontextmanager
     async def _handshake(self, target: Target) -> AsyncIterator[None]:

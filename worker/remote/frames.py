@@ -1,5 +1,6 @@
 """What the runner says: frames on the stdout of `run` and `attach`."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,6 +11,9 @@ MAX_PREAMBLE_BYTES = 64 * 1024
 MAX_HEADER_BYTES = 256
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_EXIT_CODE = 255
+
+# It stands on a command line and in the name of a file.
+_call_id = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
 class Stream(StrEnum):
@@ -59,6 +63,11 @@ class Call:
 
     id: str
     request: bytes
+
+    @property
+    def can_be_answered(self) -> bool:
+        """Whether its id is one that a helper makes; no other may reach a command line."""
+        return bool(_call_id.match(self.id))
 
 
 @dataclass(frozen=True, slots=True)

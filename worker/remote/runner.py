@@ -33,6 +33,8 @@ SILENCE_SECONDS = 35.0
 
 # `signal` waits for the grace of 5 s and as long again for processes that die slowly.
 CALL_SECONDS = 30.0
+# An answer may be as large as a job's input, and a line slow.
+SLOWEST_BYTES_PER_SECOND = 50_000
 
 # The path stands unquoted on a command line that any login shell may read.
 _usable_path = re.compile(r"/[A-Za-z0-9._/-]+\Z")
@@ -204,7 +206,7 @@ async def _call(
     nonce = _nonce()
     try:
         async with connection.exec(f"sh {path} {verb} {nonce} {' '.join(arguments)}") as channel:
-            with trio.fail_after(CALL_SECONDS):
+            with trio.fail_after(CALL_SECONDS + len(message) / SLOWEST_BYTES_PER_SECOND):
                 await channel.send_all(message)
                 channel.send_eof()
                 answer = await _read_answer(channel)

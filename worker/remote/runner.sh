@@ -6,6 +6,10 @@
 
 protocol=1
 grace_ms=5000
+# Each 50 ms and more: what cannot be killed (another user's, or in the kernel's hands) holds us no longer.
+max_looks=200
+# The time of day may not be set right after a boot, and the janitor goes by it.
+settle_s=3600
 # Above one pipe's worth a fork per piece is cheap; the worker refuses frames over 1 MiB.
 piece=262144
 newline='
@@ -208,9 +212,19 @@ read_clock() {
     { read -r uptime rest </proc/uptime; } 2>/dev/null
     case $uptime in
     *.??) clock_s=${uptime%.*} clock_ms=$((1${uptime#*.}0 - 1000)) ;;
-    *) clock_s=$(date +%s) clock_ms=0 ;;
+    *) read_date ;;
     esac
 }
+
+# Where there is no uptime. Whoever waits looks once a second: what is no such step is a jump, and counts
+# as one.
+read_date() {
+    uptime='' now_s=$(date +%s) clock_ms=0
+    step=$((now_s - ${last_s:-$now_s})) last_s=$now_s
+    if [ "$step" -lt 0 ] || [ "$step" -gt 5 ]; then jumped_s=$((jumped_s + step - 1)); fi
+    clock_s=$((now_s - jumped_s))
+}
+jumped_s=0
 
 # Sets elapsed, in ms, since clock readings $1 and $2; kept small, as mksh counts in 32 bits.
 measure_since() {
@@ -220,11 +234,17 @@ measure_since() {
 }
 
 nap() {
+    nap_ms=50
     # Not every sleep takes fractions.
-    sleep 0.05 2>/dev/null || sleep 1
+    sleep 0.05 2>/dev/null || {
+        nap_ms=1000
+        sleep 1
+    }
 }
 
 run_from_stdin() {
+    # Before the header: a spare has the time.
+    find_nest
     header=''
     IFS= read -r header || {
         # A spare that was not needed.
@@ -261,17 +281,39 @@ run_from_stdin() {
     fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
 }
 
+# Sets nest to our own cgroup where runs can have one of their own below it; forks nothing. Only the two
+# usual places of cgroup v2 are looked at: a list of mounts is long where there are containers.
+find_nest() {
+    nest='' ours=''
+    { while IFS= read -r line; do
+        case $line in 0::/*) ours=${line#0::} ;; esac
+    done </proc/self/cgroup; } 2>/dev/null
+    case $ours in '' | *..*) return ;; esac
+    for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
+        [ -e "$top/cgroup.controllers" ] || continue
+        nest=$top${ours%/}
+        break
+    done
+    [ -w "$nest" ] && [ -w "$nest/cgroup.procs" ] || nest=''
+    # In a container that sees its host's cgroups our path is another's, whose pids are all 0 here.
+    one=''
+    [ -z "$nest" ] || { while read -r one && [ "$one" = 0 ]; do :; done <"$nest/cgroup.procs"; } 2>/dev/null
+    case $one in [1-9]*) ;; *) nest='' ;; esac
+}
+
 drain_stdin() {
     [ -n "$received" ] || cat >/dev/null
 }
 
 # Makes this call's own part of the run directory, in the first root that can be written.
 make_room() {
-    token=$$-$nonce
+    token=$$-$nonce cgroup=${nest:+"$nest/cronium-$id-$$"}
     for root in $roots; do
         if [ -e "$root" ] || [ -h "$root" ]; then refuse_foreign; fi
         run=$root/runs/$id in=$root/runs/$id/in.$token
-        mkdir -p "$in" "$run/work.$token" 2>/dev/null || continue
+        # The cgroup last, for it is no reason to fail.
+        mkdir -p "$in" "$run/work.$token" ${cgroup:+"$cgroup"} 2>/dev/null || [ -d "$run/work.$token" ] || continue
+        warm_cgroup
         # Whoever may write beside the root could have put one there meanwhile.
         refuse_foreign
         # Written and not only asked: a full file system still takes directories. 64 KiB, that a
@@ -282,6 +324,17 @@ make_room() {
     fail 73 "no directory can be written, or no space is left: $roots"
 }
 
+# To enter a cgroup takes one RCU grace period, 10 ms and more, unless somebody just did: a child that
+# does so now has waited by the time the script would.
+warm_cgroup() {
+    if [ -d "$cgroup" ]; then
+        (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
+        warmer=$!
+    else
+        cgroup=''
+    fi
+}
+
 refuse_foreign() {
     [ ! -h "$root" ] || fail 69 "$root is a link: refused"
     is_ours "$root" || fail 69 "$root is not ours: refused"
@@ -289,8 +342,11 @@ refuse_foreign() {
 
 drop_payload() {
     rm -rf "$in"
-    rmdir "$run/work.$token" "$run" 2>/dev/null
+    # It keeps the cgroup busy.
+    [ -z "$warmer" ] || wait "$warmer"
+    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run" 2>/dev/null
 }
+warmer=''
 
 receive_payload() {
     cat >"$in/payload" 2>/dev/null || {
@@ -369,7 +425,7 @@ launch() {
         [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
         # exec, for yash would stay as its parent, with the pipe in hand.
         exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
-            "$interpreter" "$output_limit" "$mask" "$lent_locale" </dev/null 2>/dev/null &
+            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" </dev/null 2>/dev/null &
     )
 }
 
@@ -398,6 +454,7 @@ find_program() {
 
 supervise() {
     root=$1 id=$2 token=$3 limit_s=$4 interpreter=$5 output_limit=$6 script_mask=$7 lent_locale=$8
+    cgroup=$9 nest=${9%/*}
     woken=''
     # Handled, not ignored: the script would inherit an ignored signal.
     trap 'woken=1' HUP TERM URG
@@ -434,7 +491,14 @@ claim() {
     fi
     { printf '%s\n' "$host" >host
         printf '%s\n' "$artifact" >artifact
-        printf '%s %s\n' "$began_s" "$began_ms" >began; } 2>/dev/null
+        write_began
+        [ -z "$cgroup" ] || printf '%s\n' "$cgroup" >cgroup; } 2>/dev/null
+}
+
+# For others, who know nothing of the jumps that we have seen.
+write_began() {
+    written_s=$jumped_s
+    { printf '%s %s\n' "$((began_s + jumped_s))" "$began_ms" >began; } 2>/dev/null
 }
 
 is_claimed_twice() {
@@ -447,6 +511,8 @@ is_claimed_twice() {
 give_up() {
     in=$run/$in
     drop_payload
+    # Its starter's warmer may still be in it.
+    [ ! -d "$cgroup" ] || leave_cgroup
     printf '%s\n' "$1" >&3
     exit 0
 }
@@ -474,6 +540,8 @@ probe_signals() {
 }
 
 become_script() {
+    # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
+    [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
     exec </dev/null >>out 2>>err 3>&-
     trap - HUP TERM URG
     umask "$mask"
@@ -516,7 +584,7 @@ become_script() {
 }
 
 watch() {
-    reason=exit last_s=$began_s
+    reason='exit'
     while :; do
         look_around
         [ "$reason" = exit ] || break
@@ -548,6 +616,8 @@ was_interrupted() {
 # Sets code and reason where the run is to be ended.
 look_around() {
     woken=''
+    read_clock
+    [ "$jumped_s" -eq "$written_s" ] || write_began
     if [ ! -h go ]; then
         code=125 reason=lost
     elif [ -e stop.cancel ]; then
@@ -560,14 +630,7 @@ look_around() {
 }
 
 is_over_time() {
-    [ "$limit_s" -gt 0 ] || return 1
-    read_clock
-    # Without an uptime the time of day stands in, one look a second: what is no such step is a jump.
-    if [ -z "$uptime" ]; then
-        step=$((clock_s - last_s)) last_s=$clock_s
-        if [ "$step" -lt 0 ] || [ "$step" -gt 5 ]; then began_s=$((began_s + step)); fi
-    fi
-    [ $(((clock_s - began_s) * 1000 + clock_ms - began_ms)) -ge $((limit_s * 1000)) ]
+    [ "$limit_s" -gt 0 ] && [ $(((clock_s - began_s) * 1000 + clock_ms - began_ms)) -ge $((limit_s * 1000)) ]
 }
 
 is_over_output() {
@@ -600,7 +663,39 @@ finish() {
     wake_attacher
     # Not for all: a script that nothing could kill would keep us for ever.
     wait "$remover"
+    [ -z "$cgroup" ] || leave_cgroup
     sweep_daily
+}
+
+# It may be busy for a moment more. What a script left running on purpose keeps it: forget and the
+# janitor look again.
+leave_cgroup() {
+    tries=0
+    while is_populated && [ "$tries" -lt 3 ]; do
+        tries=$((tries + 1))
+        nap
+    done
+    is_populated || drop_cgroup
+}
+
+is_populated() {
+    populated=0
+    { while read -r key value; do
+        case $key in populated) populated=$value ;; esac
+    done <"$cgroup/cgroup.events"; } 2>/dev/null
+    [ "$populated" = 1 ]
+}
+
+drop_cgroup() {
+    # The script may have made some of its own below it.
+    rmdir "$cgroup" 2>/dev/null || find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null
+}
+
+# Sets cgroup from the run's record, which the script could have changed: it names what will be killed.
+read_cgroup() {
+    cgroup=''
+    { IFS= read -r cgroup <"$run/cgroup"; } 2>/dev/null
+    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"cronium-$id-"*) ;; *) cgroup='' ;; esac
 }
 
 # A link, for a file renamed into place on a full disk was found empty.
@@ -613,7 +708,8 @@ record_exit() {
 # Sets cpu: the ms of user and system time of our children, 0 where times cannot be read.
 measure_cpu() {
     cpu=0 user='' system=''
-    { times >cpu && { read -r rest && read -r user system; } <cpu; } 2>/dev/null
+    # Of a special builtin, which times is, a file that cannot be written would be the shell's end.
+    { command times >cpu && { read -r rest && read -r user system; } <cpu; } 2>/dev/null
     parse_time "$user" && cpu=$ms
     parse_time "$system" && cpu=$((cpu + ms))
 }
@@ -653,23 +749,26 @@ end_tree() {
         identify "$pid" && [ "$group_of" != "$leader" ] && kill -s TERM "$pid" 2>/dev/null
     done
     read_clock
-    ended_s=$clock_s ended_ms=$clock_ms empty=0 elapsed=0
+    ended_s=$clock_s ended_ms=$clock_ms empty=0 elapsed=0 napped_ms=0
     while [ "$elapsed" -lt "$grace_ms" ]; do
         nap
         find_tree
         if [ -n "$found" ]; then empty=0; else empty=$((empty + 1)); fi
         [ "$empty" -lt 3 ] || return 0
         measure_since "$ended_s" "$ended_ms"
+        napped_ms=$((napped_ms + nap_ms))
+        [ -n "$uptime" ] || elapsed=$napped_ms
     done
     kill_tree
 }
 
-# STOP, look again, KILL: what forks while it is looked for would win otherwise. Bounded (10 s and
-# more), for what cannot be killed: a process of another user, or one in the kernel's hands.
+# STOP, look again, KILL: what forks while it is looked for would win otherwise.
 kill_tree() {
     empty=0 looks=0
-    while [ "$empty" -lt 3 ] && [ "$looks" -lt 200 ]; do
+    while [ "$empty" -lt 3 ] && [ "$looks" -lt "$max_looks" ]; do
         looks=$((looks + 1))
+        # All of it at once, also other users'. Linux before 5.14 cannot.
+        [ -z "$cgroup" ] || { echo 1 >"$cgroup/cgroup.kill"; } 2>/dev/null
         find_tree
         if [ -z "$found" ]; then
             empty=$((empty + 1))
@@ -680,7 +779,21 @@ kill_tree() {
             signal_found KILL
         fi
         nap
+        read_clock
     done
+    [ "$empty" -lt 3 ] || return 0
+    find_tree
+    [ -z "$found" ] || tell_of_the_rest
+}
+
+# On stderr, as the last of it: the run ends, and whoever reads it knows that something goes on.
+tell_of_the_rest() {
+    # shellcheck disable=SC2086  # pids, to be split
+    set -- $found
+    # A newline does not outlive the substitution.
+    on_a_line=$(tail -c 1 err 2>/dev/null)
+    [ -z "$on_a_line" ] || on_a_line=$newline
+    { printf '%scronium: %s processes could not be ended, the first is %s\n' "$on_a_line" $# "$1" >>err; } 2>/dev/null
 }
 
 signal_found() {
@@ -689,9 +802,11 @@ signal_found() {
     [ -z "$found" ] || kill -s "$1" $found 2>/dev/null
 }
 
-# Sets found: the living processes of the script's group and session, and those that carry our cookie.
+# Sets found: the living processes of the script's group and session, those that carry our cookie, and
+# those in the run's cgroup.
 find_tree() {
     found='' group_is_ours=1
+    [ -z "$cgroup" ] || ! is_populated || find_members
     # A number in use by a group or session is given to no new process, so a leader that is gone
     # is no danger, but one with another start time is.
     identify "$leader"
@@ -722,6 +837,13 @@ add_found() {
     pid=${1#/proc/}
     pid=${pid%%/*}
     case " $found " in *" $pid "*) ;; *) found="$found $pid" ;; esac
+}
+
+# Below it too, and no 0, which is a process of another pid namespace, and to kill our own group.
+find_members() {
+    for pid in $(find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null); do
+        case $pid in [1-9]*) add_found "$pid" ;; esac
+    done
 }
 
 find_group_by_ps() {
@@ -885,6 +1007,7 @@ pause() {
 # For a run whose supervisor is gone without an exit record: ends what is left of it and says so.
 declare_lost() {
     script_pid='' script_started=''
+    read_cgroup
     if [ "$supervisor_boot" = "$boot" ]; then
         { read -r script_pid script_started <script; } 2>/dev/null
         end_tree "$script_pid" "$script_started"
@@ -892,13 +1015,15 @@ declare_lost() {
     rm -rf in.*
     measure_run
     record_exit "125.lost.$elapsed.0"
+    [ -z "$cgroup" ] || leave_cgroup
 }
 
 signal_run() {
     cd "$run" 2>/dev/null || fail 66 "no run $id"
     [ ! -h exit ] || exit 0
     is_elsewhere && fail 66 "the run is on host $owner_host, not here"
-    { printf '' >"stop.$1"; } 2>/dev/null || fail 73 "no room in $root"
+    # A name for a file that exists is to be had where a new file is not.
+    { printf '' >"stop.$1"; } 2>/dev/null || mv -f epoch "stop.$1" 2>/dev/null || fail 73 "no room in $root"
     read_claim
     until [ -h exit ]; do
         [ -h go ] || fail 66 "no run $id"
@@ -938,6 +1063,10 @@ is_over() {
 bury() {
     { [ -d "$root/forgotten" ] || mkdir "$root/forgotten"; } 2>/dev/null
     { printf '' >"$root/forgotten/$id"; } 2>/dev/null || fail 73 "no room in $root"
+    read_clock
+    { printf '%s %s\n' "$boot" "$clock_s" >"$root/forgotten/$id"; } 2>/dev/null
+    read_cgroup
+    [ -z "$cgroup" ] || [ ! -d "$cgroup" ] || drop_cgroup
     # Away as a whole: a run without its exit record would look lost.
     mv "$run" "$root/runs/.gone.$$.$id" 2>/dev/null
     rm -rf "$root/runs/.gone.$$.$id"
@@ -981,6 +1110,8 @@ sweep_daily() {
     day=''
     { read -r day <epoch; } 2>/dev/null
     case $day in '' | *[!0-9]*) return ;; esac
+    read_clock
+    [ -z "$uptime" ] || [ "$clock_s" -ge "$settle_s" ] || return 0
     # Per artifact, as this also marks it as in use.
     stamp=$root/swept.$artifact.$((day / 86400))
     [ ! -e "$stamp" ] || return 0
@@ -990,19 +1121,44 @@ sweep_daily() {
     bury_old
     drop_unclaimed
     cd "$root" || return
-    [ ! -d forgotten ] || find forgotten -type f -mtime +30 -exec rm -f {} +
+    [ ! -d forgotten ] || find_old_tombs | xargs rm -f
     find . -path './*/*' -prune -o \( -name 'swept.*' -o -name '.new.*' \) -type f -mtime +1 -exec rm -f {} +
     drop_artifacts
+    # Those of starters that died, and of scripts whose children have left since.
+    [ -z "$nest" ] || find "$nest"/cronium-* -depth -type d -mtime +1 -exec rmdir {} + 2>/dev/null
+}
+
+# True if boot $1 is this one and its uptime was $2 less than $3 days ago: the time of a file is only as
+# good as the time of day was, and that may have jumped.
+is_young() {
+    [ "$1" = "$boot" ] && is_number "$2" || return 1
+    age_s=$((clock_s - $2))
+    [ "$age_s" -ge 0 ] && [ "$age_s" -lt $(($3 * 86400)) ]
+}
+
+find_old_tombs() {
+    for path in $(find forgotten -type f -mtime +30 -print); do
+        tomb_boot='' tomb_s=''
+        { read -r tomb_boot tomb_s <"$path"; } 2>/dev/null
+        is_young "$tomb_boot" "$tomb_s" 30 || printf '%s\n' "$path"
+    done
 }
 
 bury_old() {
     # Depth 2 only: below it are the scripts' own files.
     for path in $(find . -path './*/*/*' -prune -o -path './*/exit' -type l -mtime +7 -print); do
-        take_path && ! is_elsewhere && bury
+        take_path && ! is_elsewhere && ! is_young_run && bury
     done
     for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
         take_path && [ ! -h "$run/exit" ] && is_over
     done
+}
+
+is_young_run() {
+    read_claim
+    run_began=''
+    { read -r run_began rest <"$run/began"; } 2>/dev/null
+    is_young "$supervisor_boot" "$run_began" 7
 }
 
 take_path() {
@@ -1013,7 +1169,9 @@ take_path() {
 
 drop_unclaimed() {
     for path in $(find . -path './*/*/*' -prune -o -path './*/in.*' -type d -mtime +1 -print); do
-        take_path && [ ! -h "$run/go" ] && rm -rf "$run"
+        pid=${path##*/in.}
+        # Its starter may still be at it, if only the time of day says otherwise.
+        take_path && [ ! -h "$run/go" ] && ! kill -0 "${pid%%-*}" 2>/dev/null && rm -rf "$run"
     done
     rm -rf .gone.*
 }

@@ -147,11 +147,14 @@ class ServerSession:
 
     async def _call(self, call: Awaitable[None]) -> None:
         """A verb of the runner; one that is missing is deployed before the next."""
+        missing = None
         try:
             await call
-        except RunnerMissingError:
+        except RunnerMissingError as error:
+            missing = error
+        if missing is not None:
             await self.drop_runner()
-            raise
+            raise missing
 
     async def _reach(self) -> tuple[Connection, UsableRunner]:
         await self.take_slot()

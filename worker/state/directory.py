@@ -51,3 +51,28 @@ def open_state(directory: Path) -> Iterator[Database]:
             yield database
         finally:
             database.close()
+
+
+@contextmanager
+def open_beside(directory: Path) -> Iterator[Database]:
+    """The database of `directory` for a command, whether a worker is running on it or not.
+
+    Raises StateError if there is none, it is of another version, or it cannot be used.
+    """
+    path = directory / DATABASE
+    try:
+        path.stat()  # opening it would make it
+        database = Database(path, MIGRATIONS, migrate=False)
+    except FileNotFoundError:
+        raise StateError(
+            f"CRONIUM_STATE_DIR {directory}: there is no {DATABASE}; a worker has to be started "
+            "on it first"
+        ) from None
+    except (OSError, sqlite3.Error, StateError) as error:
+        raise StateError(f"CRONIUM_STATE_DIR {directory}: {error}") from error
+    try:
+        yield database
+    except sqlite3.Error as error:
+        raise StateError(f"CRONIUM_STATE_DIR {directory}: {DATABASE}: {error}") from error
+    finally:
+        database.close()

@@ -58,7 +58,10 @@ class Outbox:
             for entry in entries:
                 if entry.kind is Kind.UPDATE:
                     tx.execute(
-                        "DELETE FROM outbox WHERE kind = ? AND subject = ? AND attempts = 0",
+                        """
+                        DELETE FROM outbox
+                        WHERE kind = ? AND subject = ? AND attempts = 0 AND parked IS NULL
+                        """,
                         (Kind.RUNNING, entry.subject),
                     )
                 tx.execute(
@@ -155,6 +158,11 @@ class Outbox:
         with self._database.transaction() as tx:
             rows = tx.execute("SELECT DISTINCT job_id FROM outbox ORDER BY job_id").fetchall()
         return tuple(job_id for (job_id,) in rows)
+
+    def take_up(self) -> None:
+        """What an earlier process was killed over may have been heard of already."""
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE outbox SET attempts = 1 WHERE attempts = 0 AND parked IS NULL")
 
     def sweep(self, *, now: int) -> None:
         """Forget what was given up long ago."""

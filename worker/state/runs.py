@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 from worker.database import Database
 from worker.state.seal import StateSeal
@@ -25,15 +26,11 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeptJob:
-    """`results` has what is known of ended executions, as JSON, by their ids.
-
-    `spools_are_whole` is false when the machine went down since they were written.
-    """
+    """`results` has what is known of ended executions, as JSON, by their ids."""
 
     job_id: str
     state: JobState
     began_at: int
-    spools_are_whole: bool
     sealed_claim: bytes = field(repr=False)
     results: Mapping[str, bytes] = field(repr=False)
 
@@ -60,17 +57,20 @@ class RunStore:
                 "INSERT INTO jobs (job_id, state, claim, boot, began_at) VALUES (?, ?, ?, ?, ?)",
                 (job_id, JobState.RUNNING, sealed, self._boot, now),
             )
-        self._spools.remove(job_id)
+            self._remove_spools(job_id)
 
-    def ended(self, job_id: str, execution_id: str, result: bytes) -> None:
-        """Keep how an execution ended; nothing if its job has been dropped meanwhile."""
+    def ended(self, job_id: str, execution_id: str, result: bytes, *, has_run: bool = True) -> None:
+        """Keep how an execution ended; nothing if its job has been dropped meanwhile.
+
+        The result of one that `has_run` is of no use without its spools.
+        """
         with self._database.transaction() as tx:
             tx.execute(
                 """
-                INSERT OR REPLACE INTO executions (execution_id, job_id, result)
-                SELECT ?, job_id, ? FROM jobs WHERE job_id = ?
+                INSERT OR REPLACE INTO executions (execution_id, job_id, result, has_run)
+                SELECT ?, job_id, ?, ? FROM jobs WHERE job_id = ?
                 """,
-                (execution_id, result, job_id),
+                (execution_id, result, has_run, job_id),
             )
 
     def reported(self, job_id: str, *, now: int) -> None:
@@ -84,47 +84,76 @@ class RunStore:
     def finish(self, job_id: str) -> None:
         """The API has the job's end and its runs are forgotten: its plan and spools go too."""
         with self._database.transaction() as tx:
-            tx.execute(
+            finished = tx.execute(
                 "UPDATE jobs SET state = ?, claim = NULL WHERE job_id = ? AND state = ?",
                 (JobState.FINISHED, job_id, JobState.REPORTED),
             )
-        self._spools.remove(job_id)
+            if finished.rowcount:
+                self._remove_spools(job_id)
 
     def drop(self, job_id: str) -> None:
         """Know nothing of that job any more: it is another's, or its runs are left alone."""
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-        self._spools.remove(job_id)
+            self._remove_spools(job_id)
 
     def take_up(self) -> list[KeptJob]:
-        """The jobs that are not finished, the oldest first; theirs are the only spools then."""
+        """The jobs that are not finished, the oldest first; theirs are the only spools then.
+
+        Spools are not synced: of runs that were followed before the machine went down, all is to
+        be had from the servers once more.
+        """
         with self._database.transaction() as tx:
+            tx.execute(
+                """
+                DELETE FROM executions WHERE has_run AND job_id IN (
+                    SELECT job_id FROM jobs WHERE state = ? AND boot != ?
+                )
+                """,
+                (JobState.RUNNING, self._boot),
+            )
+            whole = tx.execute(
+                "SELECT job_id FROM jobs WHERE state != ? AND boot = ?",
+                (JobState.FINISHED, self._boot),
+            ).fetchall()
+            kept = [job_id for (job_id,) in whole]
+            self._database.after_commit(partial(self._spools.remove_all_but, kept))
+            tx.execute("UPDATE jobs SET boot = ? WHERE state != ?", (self._boot, JobState.FINISHED))
             rows = tx.execute(
                 """
-                SELECT job_id, state, began_at, boot, claim FROM jobs
+                SELECT job_id, state, began_at, claim FROM jobs
                 WHERE state != ? ORDER BY began_at, job_id
                 """,
                 (JobState.FINISHED,),
             ).fetchall()
-            kept = [
-                KeptJob(
-                    job_id,
-                    JobState(state),
-                    began_at,
-                    boot == self._boot,
-                    claim,
-                    dict(
-                        tx.execute(
-                            "SELECT execution_id, result FROM executions WHERE job_id = ?",
-                            (job_id,),
-                        ).fetchall()
-                    ),
-                )
-                for job_id, state, began_at, boot, claim in rows
+            return [
+                KeptJob(job_id, JobState(state), began_at, claim, self._results(job_id))
+                for job_id, state, began_at, claim in rows
             ]
-            tx.execute("UPDATE jobs SET boot = ? WHERE state != ?", (self._boot, JobState.FINISHED))
-        self._spools.remove_all_but([job.job_id for job in kept if job.spools_are_whole])
-        return kept
+
+    def _results(self, job_id: str) -> dict[str, bytes]:
+        with self._database.transaction() as tx:
+            return dict(
+                tx.execute(
+                    "SELECT execution_id, result FROM executions WHERE job_id = ?", (job_id,)
+                ).fetchall()
+            )
+
+    def has(self, job_id: str) -> bool:
+        """Whether that job has runs to be followed or forgotten."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                "SELECT 1 FROM jobs WHERE job_id = ? AND state != ?", (job_id, JobState.FINISHED)
+            ).fetchone()
+        return row is not None
+
+    def running(self) -> tuple[str, ...]:
+        """The jobs whose runs are to be followed."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                "SELECT job_id FROM jobs WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
+            ).fetchall()
+        return tuple(job_id for (job_id,) in rows)
 
     def open_claim(self, job: KeptJob) -> bytes:
         """Raises SealedValueError if the state's key is not the one it was sealed under."""
@@ -146,5 +175,9 @@ class RunStore:
                 """,
                 (now - KEPT_MS, JobState.FINISHED, JobState.FINISHED, KEPT_JOBS),
             ).fetchall()
-        for (job_id,) in gone:
-            self._spools.remove(job_id)
+            for (job_id,) in gone:
+                self._remove_spools(job_id)
+
+    def _remove_spools(self, job_id: str) -> None:
+        # A result without its spools would be one without its output.
+        self._database.after_commit(partial(self._spools.remove, job_id))

@@ -108,7 +108,9 @@ class Spools:
         return Spool(self._directory / job_id / f"{execution_id}.{stream}", limit)
 
     def remove(self, job_id: str) -> None:
-        shutil.rmtree(self._directory / job_id, ignore_errors=True)
+        # The id of an orphan may be any text, and lead anywhere; such a job has no spools.
+        if Path(job_id).name == job_id and job_id not in ("", ".."):
+            shutil.rmtree(self._directory / job_id, ignore_errors=True)
 
     def remove_all_but(self, job_ids: Iterable[str]) -> None:
         """What a worker that was killed meant to remove."""

@@ -16,6 +16,7 @@ CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 CREATE TABLE executions (
     execution_id TEXT NOT NULL PRIMARY KEY,
     job_id       TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE,
-    result       BLOB NOT NULL        -- how it ended, as JSON
+    result       BLOB NOT NULL,       -- how it ended, as JSON
+    has_run      INTEGER NOT NULL     -- whether there may be output of it in the spools
 ) STRICT;
 CREATE INDEX executions_job ON executions (job_id);
