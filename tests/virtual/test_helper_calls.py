@@ -1,7 +1,7 @@
 """The calls of one script: done once each, some at once, answered whatever happens."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -246,6 +246,16 @@ async def test_a_fault_of_ours_is_that_calls_error_and_logged(
     assert [entry["event"] for entry in logs] == ["helper_call_fault", "helper_call"]
     desk.runtime.fault = None
     assert await desk.answer("setVariable", key="K", value="v") == ("ok", None)
+
+
+async def test_a_fault_in_what_the_plan_answers_is_that_calls_error_too(
+    runtime: FakeRuntime, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    odd = replace(PLAN, input=b'"\\x"')
+    desk = Desk(runtime, HelperCalls(odd, EXECUTION, runtime), nursery)
+
+    assert await desk.answer("input", "text") == ("error", "a fault of the worker: DecodeError")
+    assert (await desk.answer("event"))[0] == "ok"
 
 
 async def test_an_answer_of_the_runtime_that_is_no_unicode_is_mended(

@@ -131,10 +131,12 @@ class HelperCalls:
         except BadCallError as error:
             log.debug("helper_call", call=None, outcome="error", duration_ms=0)
             return Waiting(key, 0, answer=calls.error(error.form, str(error)))
-        began = trio.current_time()
-        answer = self._answer_from_plan(asked)
+        try:
+            answer = self._answer_from_plan(asked)
+        except Exception as error:  # a fault of ours is this call's alone
+            return Waiting(key, 0, answer=_fault(asked, error))
         if answer is not None:
-            _log_call(asked, began, "ok")
+            _log_call(asked, trio.current_time(), "ok")
             return Waiting(key, 0, answer=answer)
         if self._waiting_bytes + len(request) > MOST_WAITING_BYTES:
             text = "too many calls wait for their answers"
@@ -204,8 +206,7 @@ class HelperCalls:
         except HelperCallError as error:
             answer = calls.error(asked.form, str(error))
         except Exception as error:  # a fault of ours is this call's alone
-            log.exception("helper_call_fault", call=asked.name)
-            answer = calls.error(asked.form, f"a fault of the worker: {type(error).__name__}")
+            answer = _fault(asked, error)
         _log_call(asked, began, outcome)
         self._finished.keep(key, answer)
         self._running.discard(key)
@@ -243,6 +244,11 @@ class _Remembered:
         while len(self._answers) > MOST_REMEMBERED or self._size > MOST_REMEMBERED_BYTES:
             _, oldest = self._answers.popitem(last=False)
             self._size -= len(oldest)
+
+
+def _fault(asked: Asked, error: Exception) -> bytes:
+    log.exception("helper_call_fault", call=asked.name)
+    return calls.error(asked.form, f"a fault of the worker: {type(error).__name__}")
 
 
 def _clean(value: Raw) -> Raw:
