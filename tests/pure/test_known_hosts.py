@@ -13,7 +13,14 @@ from worker.remote.given_keys import GivenKey, parse_given_key, parse_given_keys
 from worker.remote.key_kinds import KINDS
 from worker.remote.known_hosts import KnownHosts, KnownHostsFile
 
-KEY, OTHER = (asyncssh.generate_private_key("ssh-ed25519").convert_to_public() for _ in range(2))
+# Not made anew each time: keys stand in names of tests, which must be the same in every process.
+KEY, OTHER = (
+    asyncssh.import_public_key(f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{text}")
+    for text in (
+        "LFzkyCT/6VwRtzG5iLyBmo1NLB1c0JUKpfr9UGcDUSt",
+        "BX2i6C09Ihv9qvdQhyGAUDmJ+ugB3bw9ozO5uwZFV5F",
+    )
+)
 RSA = asyncssh.generate_private_key("ssh-rsa", key_size=2048).convert_to_public()
 LINE, FINGERPRINT = public_line(KEY), KEY.get_fingerprint()
 WEB = Address("web", 2222)

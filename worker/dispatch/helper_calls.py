@@ -134,6 +134,7 @@ class HelperCalls:
         try:
             answer = self._answer_from_plan(asked)
         except Exception as error:  # a fault of ours is this call's alone
+            log.exception("helper_call_fault", call=asked.name)
             return Waiting(key, 0, answer=_fault(asked, error))
         if answer is not None:
             _log_call(asked, trio.current_time(), "ok")
@@ -206,6 +207,7 @@ class HelperCalls:
         except HelperCallError as error:
             answer = calls.error(asked.form, str(error))
         except Exception as error:  # a fault of ours is this call's alone
+            log.exception("helper_call_fault", call=asked.name)
             answer = _fault(asked, error)
         _log_call(asked, began, outcome)
         self._finished.keep(key, answer)
@@ -247,7 +249,6 @@ class _Remembered:
 
 
 def _fault(asked: Asked, error: Exception) -> bytes:
-    log.exception("helper_call_fault", call=asked.name)
     return calls.error(asked.form, f"a fault of the worker: {type(error).__name__}")
 
 

@@ -116,8 +116,8 @@ class RunStore:
                 "SELECT job_id FROM jobs WHERE state != ? AND boot = ?",
                 (JobState.FINISHED, self._boot),
             ).fetchall()
-            kept = [job_id for (job_id,) in whole]
-            self._database.after_commit(partial(self._spools.remove_all_but, kept))
+            # Before the new boot is noted: half-written ones must not pass for whole.
+            self._spools.remove_all_but([job_id for (job_id,) in whole])
             tx.execute("UPDATE jobs SET boot = ? WHERE state != ?", (self._boot, JobState.FINISHED))
             rows = tx.execute(
                 """
