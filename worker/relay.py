@@ -2,20 +2,16 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-import msgspec
 import structlog
 import trio
 
-from worker.api import wire
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.database import Database
-from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
-from worker.report import cancelled_entry
+from worker.delivery import Delivered, Delivery, Disowned, Later, Parked, Verdict, Void
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, Outbox, QueuedEntry
 from worker.state.runs import JobState, KeptJob, RunStore
 
@@ -25,57 +21,12 @@ log = structlog.get_logger()
 CONCURRENT_DELIVERIES = 8
 FIRST_PAUSE_SECONDS = 0.5
 MOST_PAUSE_SECONDS = 60.0
-# A row that the API answers with a fault of its own so often is given up: rows are best
-# effort and never block `complete`.
-ROW_ATTEMPTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    """It is not to be said any more, though the job is still ours."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disowned:
-    """The job is another worker's, or ended: what was to be said of it is void."""
-
-    reason: str
-
-
-Verdict = Delivered | Later | Parked | Void | Disowned
 
 
 def pause_seconds(attempts: int) -> float:
     """Full jitter: up to 0.5 s * 2^attempts, at most a minute."""
     most = min(FIRST_PAUSE_SECONDS * 2 ** min(attempts, 16), MOST_PAUSE_SECONDS)
     return random.uniform(0, most)  # noqa: S311  jitter, not a secret
-
-
-def judge(entry: Entry, error: QueueRefusedError | QueueUnavailableError) -> Verdict:
-    """What becomes of an entry whose delivery failed."""
-    if isinstance(error, QueueUnavailableError):
-        # The app answers a second create of a row with 500: it is there.
-        if entry.kind is Kind.CREATE and error.status == 500:
-            return Delivered()
-        return Later(str(error))
-    return Parked(str(error))
 
 
 class LastWord:
@@ -101,7 +52,7 @@ class Relay:
         now: Callable[[], int] = now_ms,
     ) -> None:
         self._now = now
-        self._client = client
+        self._delivery = Delivery(client, self._has_runs, now)
         self._outbox = outbox
         self._runs = runs
         self._database = database
@@ -225,7 +176,7 @@ class Relay:
     async def _deliver(self, queued: QueuedEntry) -> None:
         entry = queued.entry
         try:
-            verdict = await self._attempt(queued)
+            verdict = await self._delivery.attempt(queued)
             await self._record(queued, verdict)
             if not isinstance(verdict, Later):
                 self._settle(entry, verdict)
@@ -243,115 +194,8 @@ class Relay:
             if word is not None:
                 word.say(accepted=isinstance(verdict, Delivered))
 
-    async def _attempt(self, queued: QueuedEntry) -> Verdict:
-        verdict = await self._try(queued)
-        # Rows never block the job's end: one that fails time and again while the API answers
-        # other calls is given up.
-        if (
-            isinstance(verdict, Later)
-            and queued.entry.kind not in FINAL_KINDS
-            and queued.attempts + 1 >= ROW_ATTEMPTS
-            and await self._api_answers(queued.entry.job_id)
-        ):
-            return Parked(verdict.reason)
-        return verdict
-
-    async def _api_answers(self, job_id: str) -> bool:
-        try:
-            await self._client.read_job(job_id)
-        except QueueRefusedError:
-            return True
-        except (QueueUnavailableError, ProtocolError):
-            return False
-        return True
-
-    async def _try(self, queued: QueuedEntry) -> Verdict:
-        try:
-            if queued.entry.kind in FINAL_KINDS:
-                return await self._say_last(queued)
-            await self._send(queued.entry)
-        except (QueueRefusedError, QueueUnavailableError) as error:
-            if (
-                isinstance(error, QueueRefusedError)
-                and error.status == 404
-                and queued.entry.kind in (Kind.UPDATE, Kind.RUNNING)
-            ):
-                return await self._create_and_send(queued)
-            return judge(queued.entry, error)
-        except ProtocolError as error:
-            return Later(str(error))
-        return Delivered()
-
-    async def _say_last(self, queued: QueuedEntry) -> Verdict:
-        """Say how a job ended, after a look at whose it is: the app has no guard of its own.
-
-        So a `complete` whose answer was lost is not sent twice, which would fire the event's
-        follow-up actions again.
-        """
-        entry = queued.entry
-        try:
-            job = await self._client.read_job(entry.job_id)
-        except QueueRefusedError as error:
-            # Anything but the API's own 403 says nothing of whose the job is.
-            return Disowned(str(error)) if error.status == 403 else Later(str(error))
-        # A cancelled job has a result only once it was completed as such.
-        if job.status in wire.FINAL_STATUSES or (
-            job.status == "cancelled" and job.result is not None
-        ):
-            said = queued.attempts > 0  # by an earlier attempt whose answer was lost
-            return Delivered() if said else Disowned(f"the job is {job.status}")
-        if job.status == "cancelled":
-            if entry.kind is Kind.FAIL:
-                return Disowned("the job is cancelled")
-            if entry.kind is Kind.COMPLETE:
-                entry = _as_cancelled(entry)
-            elif await self._database.run(partial(self._runs.has, entry.job_id)):
-                # A release would queue it again; its runs are ended at the next start.
-                return Void("the job is cancelled")
-            else:
-                entry = cancelled_entry(entry.job_id, "it was given back", self._now())
-        await self._send_shortened(entry)
-        return Delivered()
-
-    async def _send_shortened(self, entry: Entry) -> None:
-        """A result that something on the way finds too large is sent with less output."""
-        while True:
-            await trio.lowlevel.checkpoint()
-            try:
-                return await self._send(entry)
-            except QueueRefusedError as error:
-                shorter = shortened(entry) if error.status == 413 else None
-                if shorter is None:
-                    raise
-                entry = shorter
-
-    async def _create_and_send(self, queued: QueuedEntry) -> Verdict:
-        """The row is not there: the app refuses a create with a server that it does not have."""
-        entry = queued.entry
-        body = wire.encode(wire.CreateExecutionBody(job_id=entry.job_id))
-        try:
-            await self._client.create_execution(entry.subject, body)
-            await self._send(entry)
-        except QueueRefusedError as error:
-            return Parked(str(error))
-        except QueueUnavailableError as error:
-            return judge(entry, error)
-        except ProtocolError as error:
-            return Later(str(error))
-        return Delivered()
-
-    async def _send(self, entry: Entry) -> None:
-        match entry.kind:
-            case Kind.CREATE:
-                await self._client.create_execution(entry.subject, entry.body)
-            case Kind.RUNNING | Kind.UPDATE:
-                await self._client.update_execution(entry.subject, entry.body)
-            case Kind.COMPLETE:
-                await self._client.complete(entry.subject, entry.body)
-            case Kind.FAIL:
-                await self._client.fail(entry.subject, entry.body)
-            case Kind.RELEASE:
-                await self._client.release(entry.subject, entry.body)
+    async def _has_runs(self, job_id: str) -> bool:
+        return await self._database.run(partial(self._runs.has, job_id))
 
     async def _record(self, queued: QueuedEntry, verdict: Verdict) -> None:
         fields = {"job_id": queued.entry.job_id, "kind": queued.entry.kind}
@@ -388,32 +232,3 @@ class Relay:
                     self._outbox.delivered(queued.id)
                 case Disowned():
                     self._drop(entry.job_id)
-
-
-def shortened(entry: Entry) -> Entry | None:
-    """A `complete` with half of its output, from the middle; None when there is none left.
-
-    What the scripts said goes last, and as a whole.
-    """
-    if entry.kind is not Kind.COMPLETE:
-        return None
-    body = msgspec.json.decode(entry.body)
-    output = body["output"]
-    if not any(output.values()):
-        if body.get("scriptOutput") is None:
-            return None
-        body["scriptOutput"] = None
-        output["stdout"] = "[cronium] script output left out, too large for the way to the API\n"
-        return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))
-    for stream, text in output.items():
-        quarter = len(text) // 4
-        dropped = f"\n[cronium] ... {len(text) - 2 * quarter} characters left out ...\n"
-        output[stream] = text[:quarter] + dropped + text[-quarter:] if quarter > 100 else ""
-    return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))
-
-
-def _as_cancelled(entry: Entry) -> Entry:
-    """A job that was cancelled meanwhile is completed as cancelled, with the output there is."""
-    body = msgspec.json.decode(entry.body)
-    body["status"] = "cancelled"
-    return Entry(entry.job_id, entry.kind, entry.subject, msgspec.json.encode(body))

@@ -22,7 +22,8 @@ LAYERS = (
     ("crew",),
     ("reported", "ownership"),
     ("relay", "printed", "flight"),
-    ("report",),
+    ("delivery",),
+    ("report", "amended"),
     ("dispatch",),
     ("remote", "api"),
     ("state",),
@@ -56,6 +57,7 @@ FORBIDDEN = {
     "api": {"asyncssh", "trio_asyncio", "worker.remote", "worker.dispatch", "worker.state"},
     "state": {"httpx", "asyncssh", "worker.api", "worker.remote", "worker.dispatch"},
     "intake": {"asyncssh", "httpx", "worker.remote", "worker.dispatch"},
+    "delivery": {"asyncssh", "httpx", "worker.remote", "worker.dispatch"},
     "relay": {"asyncssh", "httpx", "worker.remote", "worker.dispatch"},
     "queue_server": {"asyncssh", "trio_asyncio", "httpx"},
 }

@@ -26,7 +26,8 @@ from hypothesis.stateful import (
 from tests.captures import new_path
 from worker.api.client import QueueClient
 from worker.database import Database
-from worker.relay import Delivered, Disowned, LastWord, Later, Parked, Relay, Verdict, Void
+from worker.delivery import Delivered, Disowned, Later, Parked, Verdict, Void
+from worker.relay import LastWord, Relay
 from worker.state import runs
 from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
 from worker.state.outbox import FINAL_KINDS, PARKED_MS, Entry, Kind, Outbox, QueuedEntry

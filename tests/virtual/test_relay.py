@@ -1,16 +1,17 @@
 """From the outbox to the API."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
 from worker.errors import ProtocolError, QueueUnavailableError
-from worker.relay import MOST_PAUSE_SECONDS, ROW_ATTEMPTS, pause_seconds
+from worker.relay import MOST_PAUSE_SECONDS, pause_seconds
 from worker.state.outbox import Entry, Kind
 
 UNAUTHORIZED = QueueUnavailableError("the queue API answered 401", 401)
@@ -85,9 +86,11 @@ async def test_a_job_is_read_before_its_end_is_told(autojump_clock: MockClock, r
         assert in_order([("read", job_id), (method, job_id)], rig.queue.said())
 
 
-def outage_of_reads(rig: Rig, attempts: int) -> None:
-    """The API answers nothing else either while a row fails so often."""
-    rig.queue.fault("read", "job_1", *[NO_ANSWER] * max(0, attempts - ROW_ATTEMPTS + 1))
+def outage(rig: Rig, at: str, subject: str, faults: Sequence[Fault]) -> None:
+    """What befalls the call and, since what failed once is tried after a look at its job, the
+    reads that come before the next tries."""
+    rig.queue.fault(at, subject, faults[0])
+    rig.queue.fault("read", "job_1", *faults[1:])
 
 
 async def test_a_row_that_fails_while_the_api_answers_does_not_hold_up_the_jobs_end(
@@ -106,8 +109,7 @@ async def test_a_row_that_fails_while_the_api_answers_does_not_hold_up_the_jobs_
 async def test_what_fails_for_a_passing_reason_is_tried_until_it_succeeds(
     autojump_clock: MockClock, rig: Rig, at: str, fault: Exception
 ) -> None:
-    rig.queue.fault(at, "job_1" if at == "complete" else "e1", *[fault] * 20)
-    outage_of_reads(rig, 20 if at != "complete" else 0)
+    outage(rig, at, "job_1" if at == "complete" else "e1", [fault] * 20)
 
     await delivered(rig, create("e1"), update("e1"), complete())
 
@@ -130,12 +132,11 @@ async def test_entries_keep_their_order_over_failures(autojump_clock: MockClock,
 
 
 async def test_pauses_grow_and_have_a_bound(autojump_clock: MockClock, rig: Rig) -> None:
-    rig.queue.fault("create", "e1", *[NO_ANSWER] * 30)
-    outage_of_reads(rig, 30)
+    outage(rig, "create", "e1", [NO_ANSWER] * 30)
 
     await delivered(rig, create("e1"))
 
-    times = rig.queue.times("create", "e1")
+    times = [call.at for call in rig.queue.calls]
     pauses = [late - early for early, late in pairwise(times)]
     assert pauses[0] <= 0.51
     assert all(pause <= MOST_PAUSE_SECONDS + 0.01 for pause in pauses)
@@ -256,6 +257,53 @@ async def test_a_complete_that_is_refused_is_parked_and_other_jobs_go_on(
     assert rig.queue.completions == [("job_2", "completed")]
 
 
+async def test_a_row_that_waited_while_its_job_became_anothers_is_not_told(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.rows["e1"] = ["queued"]
+    rig.queue.fault("update", "e1", NO_ANSWER)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(update("e1"), complete())
+        await trio.lowlevel.checkpoint()
+        rig.queue.statuses["job_1"] = "another's"
+        await rig.relay.wait_empty()
+        nursery.cancel_scope.cancel()
+
+    assert rig.queue.said(*ROWS, "complete") == [("update", "e1")]
+    assert rig.queue.rows == {"e1": ["queued"]}
+
+
+async def test_a_row_of_a_worker_that_was_stopped_for_long_is_told_after_a_look_at_its_job(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.rows["e1"] = ["queued"]
+    rig.queue.statuses["job_1"] = "another's"
+    await rig.relay.put(update("e1"), complete())
+    await trio.sleep(60)
+
+    await delivered(rig)
+
+    assert rig.queue.said() == [("read", "job_1")]
+
+
+async def test_a_fault_of_the_look_at_a_job_is_not_an_answer_to_its_row(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    outage(rig, "create", "e1", [NO_ANSWER, FAULT, NONSENSE, FAULT, FAULT])
+
+    await delivered(rig, create("e1"), complete())
+
+    assert rig.queue.rows == {"e1": ["queued"]}
+
+
+async def test_a_fresh_row_costs_one_call(autojump_clock: MockClock, rig: Rig) -> None:
+    await delivered(rig, create("e1"), update("e1"))
+
+    assert rig.queue.said() == [("create", "e1"), ("update", "e1")]
+
+
 async def test_a_row_that_is_there_already_counts_as_made(
     autojump_clock: MockClock, rig: Rig
 ) -> None:
@@ -308,9 +356,7 @@ async def test_a_row_that_the_api_fails_over_again_is_given_up_and_complete_goes
 
 async def test_an_outage_of_an_hour_loses_no_row(autojump_clock: MockClock, rig: Rig) -> None:
     began = trio.current_time()
-    faults: list[Fault] = [BUSY, NO_ANSWER] * 200
-    rig.queue.fault("create", "e1", *faults)
-    outage_of_reads(rig, len(faults))
+    outage(rig, "create", "e1", [BUSY, NO_ANSWER] * 200)
 
     await delivered(rig, create("e1"), update("e1"), complete(), within=86400)
 

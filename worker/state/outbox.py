@@ -38,11 +38,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class QueuedEntry:
-    """An entry with its place in the outbox; `attempts` counts those without success."""
+    """An entry with its place in the outbox; `attempts` counts those without success.
+
+    `created_at` is in Unix milliseconds.
+    """
 
     id: int
     entry: Entry
     attempts: int
+    created_at: int
 
 
 class Outbox:
@@ -77,7 +81,7 @@ class Outbox:
         with self._database.transaction() as tx:
             rows = tx.execute(
                 """
-                SELECT id, job_id, kind, subject, body, attempts FROM outbox
+                SELECT id, job_id, kind, subject, body, attempts, created_at FROM outbox
                 WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
                   -- What is due far in the future was so under a clock that has been set back.
                   AND (due_at <= ? OR due_at > ? + 300000)
@@ -86,8 +90,8 @@ class Outbox:
                 (now, now, limit),
             ).fetchall()
         return [
-            QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts)
-            for entry_id, job_id, kind, subject, body, attempts in rows
+            QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts, created_at)
+            for entry_id, job_id, kind, subject, body, attempts, created_at in rows
         ]
 
     def next_due_at(self, *, after: int) -> int | None:

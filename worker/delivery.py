@@ -1,0 +1,186 @@
+"""One entry on its way to the API, and what becomes of it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from worker.amended import as_cancelled, shortened
+from worker.api import wire
+from worker.api.client import QueueClient
+from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
+from worker.report import cancelled_entry
+from worker.state.outbox import FINAL_KINDS, Entry, Kind, QueuedEntry
+
+# A row that the API answers with a fault of its own so often is given up: rows are best
+# effort and never block `complete`.
+ROW_ATTEMPTS = 4
+# An entry that is older may be of a job that is another's by now; a lease is longer.
+FRESH_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """It is not to be said any more, though the job is still ours."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disowned:
+    """The job is another worker's, or ended: what was to be said of it is void."""
+
+    reason: str
+
+
+Verdict = Delivered | Later | Parked | Void | Disowned
+
+
+def judge(
+    entry: Entry, error: QueueRefusedError | QueueUnavailableError | ProtocolError
+) -> Verdict:
+    """What becomes of an entry whose delivery failed."""
+    match error:
+        case QueueRefusedError():
+            return Parked(str(error))
+        # The app answers a second create of a row with 500: it is there.
+        case QueueUnavailableError(status=500) if entry.kind is Kind.CREATE:
+            return Delivered()
+        case _:
+            return Later(str(error))
+
+
+class Delivery:
+    """How an entry is told; it changes nothing here.
+
+    `has_runs` says whether the state knows of runs of a job, `now` is in Unix milliseconds.
+    """
+
+    def __init__(
+        self,
+        client: QueueClient,
+        has_runs: Callable[[str], Awaitable[bool]],
+        now: Callable[[], int],
+    ) -> None:
+        self._client = client
+        self._has_runs = has_runs
+        self._now = now
+
+    async def attempt(self, queued: QueuedEntry) -> Verdict:
+        try:
+            if queued.entry.kind in FINAL_KINDS:
+                return await self._say_last(queued)
+            return await self._say_row(queued)
+        except (QueueRefusedError, QueueUnavailableError, ProtocolError) as error:
+            return judge(queued.entry, error)
+
+    async def _say_row(self, queued: QueuedEntry) -> Verdict:
+        """Rows never block the job's end: one that fails time and again while the API answers
+        other calls is given up.
+
+        One that waited may be of a job that is another worker's by now, whose row it would
+        overwrite: the app has no guard of its own.
+        """
+        waited = queued.attempts > 0 or self._now() - queued.created_at > FRESH_MS
+        try:
+            if waited and not await self._is_ours(queued.entry.job_id):
+                return Disowned("the job is another worker's")
+        except (QueueUnavailableError, ProtocolError) as error:
+            return Later(str(error))
+        try:
+            verdict = await self._send_row(queued.entry)
+        except (QueueUnavailableError, ProtocolError) as error:
+            verdict = judge(queued.entry, error)
+        if isinstance(verdict, Later) and queued.attempts + 1 >= ROW_ATTEMPTS:
+            return Parked(verdict.reason)
+        return verdict
+
+    async def _is_ours(self, job_id: str) -> bool:
+        try:
+            await self._client.read_job(job_id)
+        except QueueRefusedError as error:
+            return error.status != 403
+        return True
+
+    async def _send_row(self, entry: Entry) -> Verdict:
+        try:
+            await self._send(entry)
+        except QueueRefusedError as error:
+            if error.status != 404 or entry.kind is Kind.CREATE:
+                raise
+            # The row is not there: the app refuses a create with a server that it does not have.
+            body = wire.encode(wire.CreateExecutionBody(job_id=entry.job_id))
+            await self._client.create_execution(entry.subject, body)
+            await self._send(entry)
+        return Delivered()
+
+    async def _say_last(self, queued: QueuedEntry) -> Verdict:
+        """Say how a job ended, after a look at whose it is: the app has no guard of its own.
+
+        So a `complete` whose answer was lost is not sent twice, which would fire the event's
+        follow-up actions again.
+        """
+        entry = queued.entry
+        try:
+            job = await self._client.read_job(entry.job_id)
+        except QueueRefusedError as error:
+            # Anything but the API's own 403 says nothing of whose the job is.
+            return Disowned(str(error)) if error.status == 403 else Later(str(error))
+        # A cancelled job has a result only once it was completed as such.
+        if job.status in wire.FINAL_STATUSES or (
+            job.status == "cancelled" and job.result is not None
+        ):
+            said = queued.attempts > 0  # by an earlier attempt whose answer was lost
+            return Delivered() if said else Disowned(f"the job is {job.status}")
+        if job.status == "cancelled":
+            if entry.kind is Kind.FAIL:
+                return Disowned("the job is cancelled")
+            if entry.kind is Kind.COMPLETE:
+                entry = as_cancelled(entry)
+            elif await self._has_runs(entry.job_id):
+                # A release would queue it again; its runs are ended at the next start.
+                return Void("the job is cancelled")
+            else:
+                entry = cancelled_entry(entry.job_id, "it was given back", self._now())
+        await self._send_shortened(entry)
+        return Delivered()
+
+    async def _send_shortened(self, entry: Entry) -> None:
+        """A result that something on the way finds too large is sent with less output."""
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                return await self._send(entry)
+            except QueueRefusedError as error:
+                shorter = shortened(entry) if error.status == 413 else None
+                if shorter is None:
+                    raise
+                entry = shorter
+
+    async def _send(self, entry: Entry) -> None:
+        match entry.kind:
+            case Kind.CREATE:
+                await self._client.create_execution(entry.subject, entry.body)
+            case Kind.RUNNING | Kind.UPDATE:
+                await self._client.update_execution(entry.subject, entry.body)
+            case Kind.COMPLETE:
+                await self._client.complete(entry.subject, entry.body)
+            case Kind.FAIL:
+                await self._client.fail(entry.subject, entry.body)
+            case Kind.RELEASE:
+                await self._client.release(entry.subject, entry.body)
