@@ -95,7 +95,7 @@ def rig_states(folder: Path) -> list[str]:
 async def test_a_run_is_not_lost_while_its_output_still_comes(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.dispatch.server.LATE_SECONDS", -5)  # nothing with the grace
+    monkeypatch.setattr("worker.dispatch.following.LATEST_WORD_SECONDS", 0)
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)
 

@@ -20,7 +20,7 @@ from tests.virtual.test_jobs import SETTINGS, a_job, a_server, ran
 from worker.api.runtime import Runtimes
 from worker.api.tokens import Identity
 from worker.crew import Surroundings
-from worker.dispatch import server
+from worker.dispatch import following
 from worker.errors import ConnectionLostError
 from worker.jobs import Jobs
 from worker.ownership import Ownership
@@ -418,7 +418,7 @@ async def test_answers_take_a_few_channels_at_once_and_no_more(
 
     await ran(rig, jobs, a_job(a_server(1)))
 
-    assert there.most_answering == server.ANSWERS_AT_ONCE
+    assert there.most_answering == following.ANSWERS_AT_ONCE
 
 
 @pytest.mark.parametrize("call_id", ["$(reboot)", "a;b", "../x", "x" * 65, "a'b"])

@@ -1,0 +1,218 @@
+"""The execution phase: a run is followed to its end, over as many connections as it needs."""
+
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+import trio
+
+from worker.dispatch.ending import LATEST_WORD_SECONDS, Ending, ending_of
+from worker.dispatch.helper_calls import HelperCalls
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.result import Outcome, Phase
+from worker.errors import (
+    ConnectError,
+    ConnectionLostError,
+    DeployError,
+    ProtocolError,
+    RunnerMissingError,
+    RunRefusedError,
+    SshError,
+    SupersededError,
+    WorkerError,
+)
+from worker.remote.frames import Call, Ended, Output, Started, Stream, Superseded
+from worker.remote.runner import NO_SUCH_RUN_STATUS, Attachment, Offsets
+from worker.remote.session import ServerSession
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+# However late it is, a run whose output still comes is not lost.
+UNHEARD_SECONDS = 30
+# Answers on their way at once: sshd has 10 channels for a connection, and may have fewer.
+ANSWERS_AT_ONCE = 4
+ANSWER_ATTEMPTS = 4
+
+OutputSink = Callable[[Stream, bytes], Awaitable[None]]
+
+
+class Following:
+    """`begun` is set once the script is known to run; `began` is since when, by the loop's clock.
+
+    `sink` is called with what it prints from `offsets` on, `still_ours` when somebody else
+    attaches; `calls` are the script's. A run that `was_heard_of` and is not there has vanished.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        execution: PlannedExecution,
+        session: ServerSession,
+        settings: Settings,
+        *,
+        cancelled: trio.Event,
+        still_ours: Callable[[], Awaitable[bool]],
+        sink: OutputSink,
+        calls: HelperCalls,
+        begun: trio.Event,
+        offsets: Offsets,
+        was_heard_of: bool,
+    ) -> None:
+        self._plan = plan
+        self._execution = execution
+        self._session = session
+        self._settings = settings
+        self._cancelled = cancelled
+        self._still_ours = still_ours
+        self._sink = sink
+        self._calls = calls
+        self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
+        self._begun = begun
+        self._received = {Stream.STDOUT: offsets.stdout, Stream.STDERR: offsets.stderr}
+        self._was_heard_of = was_heard_of
+        self.began: float | None = None
+
+    async def run(self, attachment: Attachment | None) -> Ending:
+        """Follow the run to its end; without an `attachment`, one is to be made."""
+        structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
+        result = None
+        with trio.move_on_at(self._latest_end()) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._signal_when_cancelled, limit)
+                result = await self._follow(attachment, limit, nursery)
+                nursery.cancel_scope.cancel()
+        if result is not None:
+            return result
+        if self._cancelled.is_set():
+            error = "the job was cancelled, and nothing was heard of the run after that"
+            return Ending(Outcome.CANCELLED, error)
+        error = "nothing was heard of the run until long after its limit"
+        return Ending(Outcome.LOST, error)
+
+    async def _follow(
+        self,
+        attachment: Attachment | None,
+        limit: trio.CancelScope,
+        calls: trio.Nursery,
+    ) -> Ending:
+        """Take in what the run prints until it ends, over as many connections as it needs."""
+        try:
+            while True:
+                attachment = attachment or await self._attach()
+                try:
+                    return await self._take_in(attachment, limit, calls)
+                except (
+                    ConnectionLostError,
+                    ProtocolError,
+                    RunnerMissingError,
+                    SupersededError,
+                ) as error:
+                    failure = error
+                if isinstance(failure, SupersededError) and not await self._still_ours():
+                    await trio.sleep_forever()  # whoever asked cancels the whole job
+                log.warning("connection_lost", error=str(failure))
+                if isinstance(failure, RunnerMissingError):
+                    await self._session.drop_runner()
+                attachment = None
+                await self._session.pause()
+        except RunRefusedError as error:
+            was_heard_of = self._was_heard_of or self._begun.is_set()
+            if error.status == NO_SUCH_RUN_STATUS and not was_heard_of:
+                return Ending(Outcome.CANCELLED, "the job was cancelled before its start")
+            return Ending(Outcome.LOST, f"the run vanished from the server: {error}")
+        except SshError as error:
+            return Ending(Outcome.LOST, str(error))
+
+    async def _take_in(
+        self,
+        attachment: Attachment,
+        limit: trio.CancelScope,
+        calls: trio.Nursery,
+    ) -> Ending:
+        """Take in what comes over one connection, until the run or the connection ends.
+
+        What the script asks for is answered in `calls`, so that nothing waits for that here.
+        """
+        while True:
+            match await attachment.receive():
+                case Started() as started if not self._begun.is_set():
+                    self.begin(started)
+                    limit.deadline = min(limit.deadline, self._latest_end())
+                case Output(stream, data):
+                    self._session.made_progress()
+                    # However long that takes: the sink waits where its disk is full.
+                    latest, limit.deadline = limit.deadline, math.inf
+                    await self._sink(stream, data)
+                    self._received[stream] += len(data)
+                    latest = min(latest, limit.deadline)  # a cancel may have come meanwhile
+                    # A run that is over may still have much to hand on, over a slow line.
+                    limit.deadline = max(latest, trio.current_time() + UNHEARD_SECONDS)
+                case Call(call_id, request) as call if call.can_be_answered:
+                    self._session.made_progress()
+                    # At once, for the run's end may be the next to come.
+                    if waiting := self._calls.take(call_id, request):
+                        deliver = partial(self._deliver, call_id)
+                        calls.start_soon(self._calls.answer, waiting, deliver)
+                case Ended() as ended:
+                    return ending_of(
+                        ended,
+                        limit_seconds=self._plan.limit_seconds,
+                        output_limit_bytes=self._settings.jobs.run_max_output_bytes,
+                    )
+                case Superseded():
+                    raise SupersededError("another worker has attached to the run")
+
+    async def _deliver(self, call_id: str, answer: bytes) -> None:
+        """Hand the script its answer, or leave that to the next attachment."""
+        failure: WorkerError | None = None
+        for attempt in range(ANSWER_ATTEMPTS):
+            try:
+                async with self._answers:
+                    await self._session.answer_beside(self._execution.id, call_id, answer)
+            except WorkerError as error:
+                failure = error
+            else:
+                return
+            await trio.sleep(2**attempt)
+        log.warning("answer_failed", error=str(failure))
+
+    async def _attach(self) -> Attachment:
+        """Connect for as long as it takes, within the caller's scope; a refusal is final."""
+        while True:
+            try:
+                return await self._session.attach(
+                    self._execution.id, Offsets(*(self._received[stream] for stream in Stream))
+                )
+            except (ConnectError, ConnectionLostError, DeployError) as error:
+                log.debug("reconnect_failed", error=str(error))
+            await self._session.pause()
+
+    async def _signal_when_cancelled(self, limit: trio.CancelScope) -> None:
+        """Ask the runner to end the run, over connections as they come and go."""
+        await self._cancelled.wait()
+        log.info("run_cancelling")
+        # A server that is gone does not hold up the job's end for the rest of its time.
+        latest = trio.current_time() + LATEST_WORD_SECONDS
+        limit.deadline = min(limit.deadline, latest)
+        while True:
+            try:
+                if await self._session.signal_beside(self._execution.id):
+                    return
+            except SshError as error:
+                log.warning("signal_failed", error=str(error))
+            await trio.sleep(1)
+
+    def begin(self, started: Started) -> None:
+        # A server may say anything; more than the limit has not passed for us.
+        elapsed = min(started.elapsed_ms / 1000, self._plan.limit_seconds)
+        self.began = trio.current_time() - elapsed
+        self._begun.set()
+        log.info("execution_started", state=started.state)
+
+    def _latest_end(self) -> float:
+        """When the run must have been heard of; the runner has the limit, this is for a runner
+        or a server that is gone."""
+        began = self.began or trio.current_time()
+        return began + self._plan.limit_seconds + LATEST_WORD_SECONDS

@@ -1,0 +1,160 @@
+"""The setup phase of an execution: from a server's name to a script that runs there."""
+
+import structlog
+import trio
+
+from worker.dispatch.ending import LATEST_WORD_SECONDS, Ending
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.result import Outcome, Phase
+from worker.errors import (
+    ConnectError,
+    ConnectionLostError,
+    DeployError,
+    ProtocolError,
+    RunForgottenError,
+    RunnerMissingError,
+    RunRefusedError,
+    SshError,
+    WorkerError,
+)
+from worker.remote.frames import Ended, Started
+from worker.remote.payload import Payload
+from worker.remote.runner import Attachment, RunRequest
+from worker.remote.session import ServerSession
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+# A run that may have started although the setup phase ended without its word.
+STRAY_SECONDS = 20
+# A runner that is deployed and then not there is somebody else's doing; once more, then give up.
+START_ATTEMPTS = 3
+# An sshd that is started anew is away for a second or two; a server without one is told of soon.
+CONNECT_ATTEMPTS = 6
+
+Begun = tuple[Attachment, Started]
+
+
+class Setup:
+    """`began` is when it did, by the loop's clock."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        execution: PlannedExecution,
+        session: ServerSession,
+        settings: Settings,
+        cancelled: trio.Event,
+    ) -> None:
+        self._plan = plan
+        self._execution = execution
+        self._session = session
+        self._settings = settings
+        self._cancelled = cancelled
+        # Why the last try came to nothing.
+        self._failure: str | None = None
+        self.began = trio.current_time()
+
+    async def run(self) -> Ending | Begun:
+        structlog.contextvars.bind_contextvars(phase=Phase.SETUP)
+        seconds = self._settings.phases.setup_seconds
+        begun: Ending | Begun | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            # Waiting for the worker's own limit is not the server's fault: no setup time passes.
+            await self._session.take_slot()
+            self.began = trio.current_time()
+            with trio.move_on_after(seconds) as limit:
+                begun = await self._try_to_start()
+            if limit.cancelled_caught:
+                error = f"setup was over its limit of {seconds:g} s while {self._session.doing}"
+                if self._failure:
+                    error = f"{self._failure}; {error}"
+                begun = Ending(Outcome.UNREACHABLE, error)
+            nursery.cancel_scope.cancel()
+        return begun or Ending(Outcome.CANCELLED, "the job was cancelled during setup")
+
+    async def _give_up(self, setup: trio.CancelScope) -> None:
+        await self._cancelled.wait()
+        # From the payload on the run may have started: it is given the time to be heard of, and
+        # to be signalled then; after that it is ended as one that nobody follows.
+        if self._session.has_sent:
+            await trio.sleep(LATEST_WORD_SECONDS)
+        setup.cancel()
+
+    async def _try_to_start(self) -> Ending | Begun:
+        try:
+            return await self._start()
+        except (DeployError, RunnerMissingError, RunRefusedError) as error:
+            return Ending(Outcome.NOT_DEPLOYED, str(error))
+        except RunForgottenError as error:
+            return Ending(Outcome.LOST, str(error))
+        except (SshError, ProtocolError) as error:
+            return Ending(Outcome.UNREACHABLE, str(error))
+
+    async def _start(self) -> Begun:
+        """Connected, runner there, run started or found going; deployed anew where it is missing.
+
+        A connection lost before the run's first word says nothing of whether it started: `run`
+        is sent again, which starts nothing twice, until the setup limit.
+        """
+        attempts = 0
+        while True:
+            try:
+                return await self._start_once()
+            except (RunnerMissingError, ConnectError, ConnectionLostError) as error:
+                failure = error
+            if isinstance(failure, RunnerMissingError) or not self._session.has_sent:
+                attempts += 1
+            refused = isinstance(failure, ConnectError) and not self._session.has_sent
+            if attempts >= (CONNECT_ATTEMPTS if refused else START_ATTEMPTS):
+                raise failure
+            self._failure = str(failure)
+            log.info("start_failed", error=self._failure)
+            if isinstance(failure, RunnerMissingError):
+                await self._session.drop_runner()
+            else:
+                await self._session.pause()
+
+    async def _start_once(self) -> Begun:
+        plan = self._plan
+        payload = Payload(
+            interpreter=plan.interpreter,
+            script=plan.script,
+            environment=plan.environment_of(self._execution),
+            directory=plan.directory,
+            input=plan.input,
+            output_limit_bytes=self._settings.jobs.run_max_output_bytes,
+        )
+        request = RunRequest(self._execution.id, plan.limit_seconds, payload.encode())
+        attachment = await self._session.start(request)
+        started = await _first_word(attachment)
+        await self._session.verified()
+        return attachment, started
+
+    async def end_stray_run(self) -> None:
+        """After a setup that failed with the payload sent: nothing may go on unfollowed."""
+        failure = "no answer"
+        with trio.move_on_after(STRAY_SECONDS):
+            while True:
+                try:
+                    await self._session.signal(self._execution.id)
+                    # Its tombstone stops a start that is only on its way; one that has come
+                    # between is refused here, and signalled in the next turn.
+                    await self._session.forget(self._execution.id)
+                except WorkerError as error:
+                    failure = str(error)
+                else:
+                    return
+                await self._session.pause()
+        log.warning("stray_run_not_ended", error=failure)
+
+
+async def _first_word(attachment: Attachment) -> Started:
+    while True:
+        match await attachment.receive():
+            case Started() as started:
+                return started
+            case Ended(reason=reason):
+                # A tombstone is the one thing that comes before the run's first word.
+                raise RunForgottenError(f"the run is {reason}: it was reported before")
