@@ -88,8 +88,8 @@ class ConnectError(SshError):
     """No SSH connection could be made; trying again may help."""
 
 
-class ConnectionDroppedError(ConnectError):
-    """The server took the connection and closed it at once, as a busy sshd does."""
+class PassingConnectError(ConnectError):
+    """The server refused or closed the connection, as an sshd does that is busy or restarted."""
 
 
 class AuthenticationError(SshError):

@@ -10,6 +10,7 @@ from worker.errors import (
     ConnectError,
     ConnectionLostError,
     DeployError,
+    PassingConnectError,
     ProtocolError,
     RunForgottenError,
     RunnerMissingError,
@@ -29,7 +30,8 @@ log = structlog.get_logger()
 STRAY_SECONDS = 20
 # A runner that is deployed and then not there is somebody else's doing; once more, then give up.
 START_ATTEMPTS = 3
-# An sshd that is started anew is away for a second or two; a server without one is told of soon.
+# A busy sshd drops connections at random, and one that is started anew is away for a second or
+# two; a server without one is to be told of soon.
 CONNECT_ATTEMPTS = 6
 
 Begun = tuple[Attachment, Started]
@@ -106,9 +108,8 @@ class Setup:
                 failure = error
             if isinstance(failure, RunnerMissingError) or not self._session.has_sent:
                 attempts += 1
-            refused = isinstance(failure, ConnectError) and not self._session.has_sent
-            if attempts >= (CONNECT_ATTEMPTS if refused else START_ATTEMPTS):
-                raise failure
+                if attempts >= _attempts_for(failure):
+                    raise failure
             self._failure = str(failure)
             log.info("start_failed", error=self._failure)
             if isinstance(failure, RunnerMissingError):
@@ -148,6 +149,16 @@ class Setup:
                     return
                 await self._session.pause()
         log.warning("stray_run_not_ended", error=failure)
+
+
+def _attempts_for(failure: WorkerError) -> int:
+    match failure:
+        case PassingConnectError():
+            return CONNECT_ATTEMPTS
+        case ConnectError():
+            return 1
+        case _:
+            return START_ATTEMPTS
 
 
 async def _first_word(attachment: Attachment) -> Started:

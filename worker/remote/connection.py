@@ -15,9 +15,9 @@ from trio_asyncio import aio_as_trio
 from worker.errors import (
     AuthenticationError,
     ConnectError,
-    ConnectionDroppedError,
     ConnectionLostError,
     HostKeyError,
+    PassingConnectError,
     SshError,
 )
 from worker.remote.channel import Channel
@@ -203,9 +203,9 @@ def translated(error: Exception, target: Target, doubt: str = "") -> SshError:
         case socket.gaierror():
             return ConnectError(f"the name {target.host!r} cannot be resolved")
         case OSError(errno=errno.ECONNREFUSED):
-            return ConnectError(f"{target.host}:{target.port} refused the connection")
+            return PassingConnectError(f"{target.host}:{target.port} refused the connection")
         case asyncssh.ConnectionLost() | ConnectionResetError():
-            return ConnectionDroppedError(
+            return PassingConnectError(
                 f"{target.host}:{target.port} closed the connection: {error}"
             )
         case OSError(errno=errno.ETIMEDOUT):

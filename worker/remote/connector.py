@@ -3,11 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import stamina
 import trio
 
 from worker.database import Database
-from worker.errors import ConnectionDroppedError
 from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.given_keys import GivenKey
@@ -20,7 +18,6 @@ from worker.settings import SshSettings
 
 # sshd drops at random from 10 unauthenticated connections on (MaxStartups 10:30:100).
 HANDSHAKES_PER_SERVER = 8
-DROPPED_ATTEMPTS = 6
 
 
 class Connector:
@@ -61,10 +58,7 @@ class Connector:
     async def connection(
         self, target: Target, credential: OpenedCredential, job_id: str
     ) -> AsyncIterator[Connection]:
-        """A connection, its host key checked, and pinned on first use.
-
-        One that a busy sshd dropped is tried again, with jitter; nothing else is.
-        """
+        """A connection, its host key checked, and pinned on first use."""
         async with AsyncExitStack() as stack:
             connection = await self._enter(stack, target, credential)
             if connection.is_new:
@@ -74,26 +68,17 @@ class Connector:
     async def _enter(
         self, stack: AsyncExitStack, target: Target, credential: OpenedCredential
     ) -> Connection:
-        async for attempt in stamina.retry_context(
-            on=ConnectionDroppedError,
-            attempts=DROPPED_ATTEMPTS,
-            wait_initial=0.1,
-            wait_max=3,
-            timeout=None,
-        ):
-            with attempt:
-                async with self._handshake(target):
-                    # Inside, so that of many servers behind one sshd the rest heed the first.
-                    with self._refusals.heeded(target):
-                        return await stack.enter_async_context(
-                            open_connection(
-                                target,
-                                credential,
-                                await self._check(target),
-                                keepalive_seconds=self._settings.keepalive_seconds,
-                            )
-                        )
-        raise AssertionError("stamina ends with a result or an error")
+        async with self._handshake(target):
+            # Inside, so that of many servers behind one sshd the rest heed the first.
+            with self._refusals.heeded(target):
+                return await stack.enter_async_context(
+                    open_connection(
+                        target,
+                        credential,
+                        await self._check(target),
+                        keepalive_seconds=self._settings.keepalive_seconds,
+                    )
+                )
 
     async def _check(self, target: Target) -> HostKeyCheck:
         given = tuple(self._found.get(each.fingerprint, each) for each in target.host_keys)
