@@ -1,5 +1,6 @@
 """The children of one job's fan-out, put together."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import Resumption, ServerExecution
 from worker.flight import Flight
+from worker.masking import ExecutionMasker, Masker, compiled
 from worker.ownership import Ownership
 from worker.printed import Orders, Printed
 from worker.relay import Relay
@@ -20,7 +22,8 @@ from worker.remote.frames import Stream
 from worker.remote.session import Remote
 from worker.report import Captures, share_bytes
 from worker.reported import ReportedExecution
-from worker.settings import Settings
+from worker.secret import Secret
+from worker.settings import Settings, secrets_of
 from worker.state.runs import KeptJob, RunStore
 
 
@@ -40,7 +43,8 @@ class Crew:
     """One child per server.
 
     Of a job that may be left from an earlier worker, each looks first for its run on the server,
-    and goes on where that worker was if this state has `kept` the job.
+    and goes on where that worker was if this state has `kept` the job. `masker` is the job's.
+    `masks` is what scripts had added by then to what is masked, by their executions' ids.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Crew:
         *,
         is_left: bool,
         kept: KeptJob | None = None,
+        masks: Mapping[str, Sequence[Secret]] | None = None,
     ) -> None:
         self._plan = plan
         self._around = around
@@ -59,8 +64,10 @@ class Crew:
         self._ownership = ownership
         self._is_left = is_left
         self._kept = kept
+        self._masks = masks or {}
         self._orders = Orders()
-        self._credentials = Credentials(around.settings.encryption_key)
+        self.masker = Masker(base=compiled(plan.secrets | secrets_of(around.settings)))
+        self._credentials = Credentials(around.settings.encryption_key, self.masker.learn)
         self.share_bytes = share_bytes(
             len(plan.executions), around.settings.jobs.output_limit_bytes
         )
@@ -90,7 +97,15 @@ class Crew:
 
     def _child(self, execution: PlannedExecution) -> ReportedExecution:
         settings = self._around.settings
-        printed = Printed(self.captures[execution.id], self._orders, into_log=settings.logs.output)
+        runs = self._around.runs
+        masker = ExecutionMasker(self.masker, self._masks.get(execution.id, ()))
+        printed = Printed(
+            self.captures[execution.id],
+            masker,
+            partial(self._keep_masks, execution.id, masker),
+            self._orders,
+            into_log=settings.logs.output,
+        )
         known = self._known_result(execution)
         inner = ServerExecution(
             self._plan,
@@ -109,9 +124,16 @@ class Crew:
             execution,
             inner,
             printed,
+            masker,
             self._around.relay,
-            self._around.runs,
+            runs,
             known=known,
+        )
+
+    async def _keep_masks(self, execution_id: str, masker: ExecutionMasker) -> None:
+        keep = self._around.runs.keep_masks
+        await self._around.database.run(
+            partial(keep, self._plan.job_id, execution_id, masker.added)
         )
 
     def _helper_calls(self, execution: PlannedExecution) -> HelperCalls:

@@ -6,6 +6,7 @@ from functools import partial
 import structlog
 import trio
 
+from worker import logs
 from worker.api import wire
 from worker.api.wire import JobBody
 from worker.clock import now_ms
@@ -144,11 +145,13 @@ class Jobs:
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
         is_left = flight.cancelled.is_set()
         crew = Crew(plan, self._around, flight, self._ownership, is_left=is_left)
+        logs.mask_with(crew.masker.mask_text)
         await self._fly(plan, flight, crew, partial(self._report, plan, crew, flight, began_at))
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
             job = wire.decode_job(self._runs.open_claim(kept))
+            masks = self._runs.open_masks(kept)
         except (SealedValueError, ProtocolError) as error:
             log.warning("kept_plan_unreadable", error=str(error))
             await self._give_back(kept)
@@ -160,7 +163,10 @@ class Jobs:
             await self._relay.drop(kept.job_id)
             return
         log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
-        crew = Crew(plan, self._around, flight, self._ownership, is_left=True, kept=kept)
+        crew = Crew(
+            plan, self._around, flight, self._ownership, is_left=True, kept=kept, masks=masks
+        )
+        logs.mask_with(crew.masker.mask_text)
         report = (
             partial(self._report, plan, crew, flight, kept.began_at)
             if last_word is None
@@ -181,6 +187,7 @@ class Jobs:
             job,
             sealing_key=self._settings.encryption_key,
             max_execution_seconds=self._settings.phases.max_execution_seconds,
+            mask_names=self._settings.jobs.mask_names,
         )
 
     async def _fly(

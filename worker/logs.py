@@ -3,7 +3,8 @@
 import logging
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, BinaryIO
@@ -19,6 +20,12 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_TEXT_CHARACTERS = 2048
 
 Event = MutableMapping[str, Any]
+
+# What masks the secrets that may be in an event of the present context; see `mask_with`.
+_mask: ContextVar[Callable[[str], str]] = ContextVar("mask", default=str)
+
+# What names things, and never tells of them.
+_NAMES = frozenset(("level", "event", "worker_id", "job_id", "execution_id", "server_id", "server"))
 
 # Fields that a person reads from the prefix, or does not need at a glance.
 _HIDDEN = ("timestamp", "level", "event", "server", "worker_id", "server_id", "execution_id")
@@ -42,6 +49,7 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
+            _masked,
             _timestamp,
             renderer,
         ],
@@ -54,6 +62,12 @@ def configure(
     # Libraries log connect arguments and bodies at debug; what matters reaches us as errors.
     logging.basicConfig(level=logging.CRITICAL, handlers=[logging.NullHandler()], force=True)
     return writer
+
+
+def mask_with(mask: Callable[[str], str]) -> None:
+    """Have `mask` take secrets out of all that is logged in this context from now on, but for
+    what scripts print: that comes without."""
+    _mask.set(mask)
 
 
 def log_output(stream: str, lines: Sequence[bytes]) -> None:
@@ -125,6 +139,14 @@ def _now() -> str:
 
 def _timestamp(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN401  structlog's own signature
     event["timestamp"] = _now()
+    return event
+
+
+def _masked(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN401  structlog's own signature
+    mask = _mask.get()
+    for name, value in event.items():
+        if isinstance(value, str) and name not in _NAMES:
+            event[name] = mask(value)
     return event
 
 

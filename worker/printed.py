@@ -1,7 +1,7 @@
-"""What an execution prints: kept in its spools, and in the log line by line."""
+"""What an execution prints: its secrets masked, kept in its spools, and logged line by line."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 import trio
@@ -9,11 +9,14 @@ import trio
 from worker import logs
 from worker.dispatch.capture import Capture
 from worker.dispatch.output import LineCutter
+from worker.masking import MAX_ADDED, ExecutionMasker, Masked, MaskingStream
 from worker.remote.frames import Stream
 from worker.remote.runner import Offsets
 
 log = structlog.get_logger()
 
+# Taken in at once: with what was held back before it is less than a spool takes.
+PIECE_BYTES = 128 * 1024
 # Between two looks at everything else: a script may print a million lines a second.
 LINES_AT_ONCE = 500
 # Between two tries to write where there was no room.
@@ -31,15 +34,27 @@ class Orders:
 
 
 class Printed:
-    """`orders` is the whole job's."""
+    """`masker` is the execution's, and `keep_masks` keeps what its script adds to that;
+    `orders` is the whole job's."""
 
     def __init__(
-        self, captures: Mapping[Stream, Capture], orders: Orders, *, into_log: bool
+        self,
+        captures: Mapping[Stream, Capture],
+        masker: ExecutionMasker,
+        keep_masks: Callable[[], Awaitable[None]],
+        orders: Orders,
+        *,
+        into_log: bool,
     ) -> None:
         self.captures = captures
+        self._masker = masker
+        self._keep_masks = keep_masks
+        self._kept_masks = masker.added
         self._orders = orders
         self._into_log = into_log
+        self._masking = {stream: MaskingStream(masker, add=masker.add) for stream in Stream}
         self._cutters = {stream: LineCutter() for stream in Stream}
+        self._unwritten: dict[Stream, Masked] = {}
         self._is_full = False
 
     @property
@@ -49,13 +64,19 @@ class Printed:
 
     @property
     def offsets(self) -> Offsets:
-        """How much of each stream is here."""
-        return Offsets(*(self.captures[stream].received for stream in Stream))
+        """How much of each stream is here, counted as the server does."""
+        return Offsets(*(self.captures[stream].source for stream in Stream))
 
     def take_up(self) -> None:
         """Go on from what an earlier worker has left."""
         for stream, capture in self.captures.items():
             if capture.exists:
+                self._masking[stream] = MaskingStream(
+                    self._masker,
+                    add=self._masker.add,
+                    offset=capture.source,
+                    begins_line=capture.begins_line,
+                )
                 self._cutters[stream] = LineCutter(capture.take_up(self._orders.next(stream)))
 
     def begin(self) -> None:
@@ -67,37 +88,54 @@ class Printed:
 
     async def take_in(self, stream: Stream, data: bytes) -> None:
         """Keep the next bytes of a stream; while there is no room for them, wait."""
-        capture = self.captures[stream]
-        end = capture.received + len(data)
-        while True:
-            # What is not taken in is kept by the server.
-            if self._keep(capture, data[len(data) - (end - capture.received) :]):
-                break
-            await trio.sleep(FULL_SECONDS)
-        await self._hand_on(stream, self._cutters[stream].feed(data))
+        for at in range(0, len(data), PIECE_BYTES):
+            masked = self._masking[stream].feed(data[at : at + PIECE_BYTES])
+            await self._note_masks()
+            self._unwritten[stream] = masked
+            while not self._write(stream):  # noqa: ASYNC110  no event tells of room on a disk
+                await trio.sleep(FULL_SECONDS)  # what is not taken in is kept by the server
+            await self._hand_on(stream, self._cutters[stream].feed(masked.data))
 
     async def end(self) -> None:
         """Nothing more is printed."""
-        for stream, cutter in self._cutters.items():
-            await self._hand_on(stream, cutter.flush())
+        for stream, masking in self._masking.items():
+            masked = masking.flush()
+            await self._note_masks()
+            # A cancel may have come while there was no room.
+            before = self._unwritten.get(stream)
+            data = masked.data if before is None else before.data + masked.data
+            self._unwritten[stream] = Masked(data, masked.consumed)
+            if data and self._write(stream):
+                await self._hand_on(stream, self._cutters[stream].feed(data))
+            await self._hand_on(stream, self._cutters[stream].flush())
+        if self._masker.refused:
+            log.warning("masks_refused", count=self._masker.refused, limit=MAX_ADDED)
         self.close()
+
+    async def _note_masks(self) -> None:
+        """Before what they mask is kept: who takes up from there must mask the same."""
+        if self._masker.added != self._kept_masks:
+            self._kept_masks = self._masker.added
+            await self._keep_masks()
 
     def close(self) -> None:
         for capture in self.captures.values():
             capture.close()
 
-    def _keep(self, capture: Capture, data: bytes) -> bool:
-        """Whether there was room for all of it.
+    def _write(self, stream: Stream) -> bool:
+        """Whether there was room for all that is to be written.
 
         Written on the loop: into the system's memory, which takes less than a thread would.
         """
+        masked = self._unwritten[stream]
         try:
-            capture.write(data)
+            self.captures[stream].write(masked.data, source=masked.consumed)
         except OSError as error:
             if not self._is_full:
                 log.warning("spool_unwritable", error=error.strerror)
             self._is_full = True
             return False
+        del self._unwritten[stream]
         if self._is_full:
             log.info("spool_writable_again")
             self._is_full = False

@@ -5,10 +5,13 @@ from functools import partial
 import structlog
 import trio
 
+from worker import logs
 from worker.clock import now_ms
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import ServerExecution
+from worker.masked import mask_result
+from worker.masking import Masker
 from worker.printed import Printed
 from worker.relay import Relay
 from worker.report import running_entry, update_entry
@@ -29,6 +32,7 @@ class ReportedExecution:
         execution: PlannedExecution,
         inner: ServerExecution,
         printed: Printed,
+        masker: Masker,
         relay: Relay,
         runs: RunStore,
         *,
@@ -38,6 +42,7 @@ class ReportedExecution:
         self._execution = execution
         self._inner = inner
         self._printed = printed
+        self._masker = masker
         self._relay = relay
         self._runs = runs
         self._known = known
@@ -49,9 +54,10 @@ class ReportedExecution:
         if self._known is not None:
             await trio.lowlevel.checkpoint()
             return self._known
+        logs.mask_with(self._masker.mask_text)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce)
-            result = await self._inner.run()
+            result = mask_result(await self._inner.run(), self._masker)
             # Before the final row, so that the row's `running` never comes after it.
             nursery.cancel_scope.cancel()
         await self._printed.end()

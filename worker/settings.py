@@ -88,6 +88,7 @@ class JobSettings:
     exit_code_policy: ExitCodePolicy
     output_limit_bytes: int
     run_max_output_bytes: int
+    mask_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +284,13 @@ RUN_MAX_OUTPUT = Variable(
     values.size(values.MIB, 1024 * 1024 * values.MIB),
     default="1GiB",
 )
+MASK_NAMES = Variable(
+    "CRONIUM_MASK_NAMES",
+    "whose environment entries' values are masked, beside credentials and what arrived sealed",
+    "patterns of names such as *TOKEN*, with spaces between; case does not matter",
+    values.name_patterns,
+    default="*TOKEN* *SECRET* *PASSWORD* *PASSPHRASE* *PRIVATE_KEY* *API_KEY* *CREDENTIAL*",
+)
 SSH_HOST_KEYS = Variable(
     "CRONIUM_SSH_HOST_KEYS",
     "`accept-new` pins a server's key on first use, `strict` takes only what known_hosts has, "
@@ -361,6 +369,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     EXIT_CODE_POLICY,
     OUTPUT_LIMIT,
     RUN_MAX_OUTPUT,
+    MASK_NAMES,
     SSH_HOST_KEYS,
     SSH_KNOWN_HOSTS,
     SSH_KEEPALIVE,
@@ -441,6 +450,14 @@ class _Reader:
         return variable.default
 
 
+def secrets_of(settings: Settings) -> frozenset[Secret]:
+    """Those of the worker's own that can be told again, and so must be masked."""
+    found = {settings.api.token.value, settings.state_key}
+    if settings.runtime is not None:
+        found.add(settings.runtime.jwt_secret.value)
+    return frozenset(secret for secret in found if secret is not None)
+
+
 def load(environ: Mapping[str, str]) -> Settings:
     """Raises SettingsError, with all faults at once."""
     reader = _Reader(environ)
@@ -466,6 +483,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             "exit_code_policy": read(EXIT_CODE_POLICY),
             "output_limit_bytes": read(OUTPUT_LIMIT),
             "run_max_output_bytes": read(RUN_MAX_OUTPUT),
+            "mask_names": read(MASK_NAMES),
         },
         "phases": {
             "setup_seconds": read(SETUP_TIMEOUT),

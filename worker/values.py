@@ -149,6 +149,15 @@ def jwt_secret(text: str) -> Secret:
     return Secret(text)
 
 
+def name_patterns(text: str) -> tuple[str, ...]:
+    """Patterns as a shell has them for the names of files, in upper case."""
+    patterns = tuple(text.upper().split())
+    for pattern in patterns:
+        if not re.fullmatch(r"[A-Z0-9_*?\[\]!-]+", pattern):
+            raise ValueFault(f"has {pattern!r}, which is no pattern of names")
+    return patterns
+
+
 def file_path(text: str) -> Path:
     try:
         return Path(text).expanduser()

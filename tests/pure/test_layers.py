@@ -21,7 +21,7 @@ LAYERS = (
     ("jobs",),
     ("crew",),
     ("reported", "ownership"),
-    ("relay", "printed", "flight"),
+    ("relay", "printed", "flight", "masked"),
     ("delivery",),
     ("report", "amended"),
     ("dispatch",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("logs",),
     ("log_writer", "settings"),
     ("database", "values"),
-    ("sealing",),
+    ("sealing", "masking"),
     ("clock", "errors", "secret"),
     ("__init__",),
 )

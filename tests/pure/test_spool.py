@@ -13,7 +13,7 @@ from worker.state.spool import PIECE_BYTES, Spool, Spools
 
 LIMIT = 100_000
 # Some wind around the ring several times.
-sizes = st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=6)
+sizes = st.lists(st.integers(0, PIECE_BYTES), max_size=12)
 
 
 def stream_of(length: int) -> bytes:
@@ -55,7 +55,7 @@ def test_bytes_that_a_killed_process_had_not_counted_harm_nothing(
     stream = stream_of(length + uncounted)
     first = Spool(path, LIMIT)
     first.write(stream[:length])
-    header = path.read_bytes()[:24]
+    header = path.read_bytes()[:32]
     first.write(stream[length:])
     first.close()
     with path.open("r+b") as file:  # as if it had been killed before it counted the last bytes
@@ -76,7 +76,19 @@ def test_a_file_is_no_larger_than_its_limit_and_a_piece() -> None:
         spool.write(bytes(PIECE_BYTES))
     spool.close()
 
-    assert spool._path.stat().st_size <= LIMIT + PIECE_BYTES + 24
+    assert spool._path.stat().st_size <= LIMIT + PIECE_BYTES + 32
+
+
+def test_what_is_kept_and_what_it_stands_for_are_counted_as_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", LIMIT)
+    spool.write(b"key ***\n", source=100)
+    spool.write(b"", source=120)
+    spool.write(b"plain\n")
+    spool.close()
+
+    again = Spool(tmp_path / "spool", LIMIT)
+
+    assert (again.received, again.source) == (14, 126)
 
 
 def test_a_spool_keeps_the_limit_that_it_was_begun_with() -> None:

@@ -12,6 +12,7 @@ import trio
 
 from worker import logs, settings
 from worker.errors import ConnectError, SettingsError, StateError, StateLockedError
+from worker.masking import compiled
 from worker.remote.known_hosts import KnownHostsFile
 from worker.service import serve
 from worker.state.directory import open_state
@@ -74,6 +75,7 @@ def run() -> None:
         with open_state(loaded.state_dir) as database:
             name = worker_id(database, loaded.orchestrator_id)
             writer = logs.configure(loaded.logs, worker_id=name)
+            logs.mask_with(compiled(settings.secrets_of(loaded)).mask_text)
             for warning in settings.unknown_variables(os.environ):
                 structlog.get_logger().warning("unknown_variable", message=warning)
             try:

@@ -71,9 +71,22 @@ class Capture:
     def received(self) -> int:
         return self._spool.received
 
-    def write(self, data: bytes) -> None:
-        """Keep the next bytes, perhaps none. Raises OSError where there is no room for them."""
-        self._spool.write(data)
+    @property
+    def source(self) -> int:
+        """The offset in the stream that what is kept has come to."""
+        return self._spool.source
+
+    @property
+    def begins_line(self) -> bool:
+        """Whether nothing is kept, or a line's end last."""
+        return self.received == 0 or self._spool.read(*self._last(1)) == b"\n"
+
+    def write(self, data: bytes, *, source: int | None = None) -> None:
+        """Keep the next bytes, perhaps none; they stand for the stream up to `source`.
+
+        Raises OSError where there is no room for them.
+        """
+        self._spool.write(data, source=source)
 
     def note(self, order: int, count: int) -> None:
         """The next `count` bytes, of those written, were whole lines and came as `order`."""

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import chain
 
 import msgspec
 
@@ -67,6 +69,8 @@ class Plan:
     directory: str
     limit_seconds: int
     attempts: int = 0
+    # What is not to be shown of all this, as far as it was not sealed, or has been opened.
+    secrets: frozenset[Secret] = frozenset()
     # As far as the claim says.
     user_id: str = ""
     event_name: str = ""
@@ -85,18 +89,28 @@ class Plan:
         }
 
 
-def plan_job(job: JobBody, *, sealing_key: SealingKey | None, max_execution_seconds: float) -> Plan:
-    """Raises JobError, naming the field, if nothing of `job` could be run."""
+def plan_job(
+    job: JobBody,
+    *,
+    sealing_key: SealingKey | None,
+    max_execution_seconds: float,
+    mask_names: tuple[str, ...] = (),
+) -> Plan:
+    """Raises JobError, naming the field, if nothing of `job` could be run.
+
+    Entries of the environment whose names match one of `mask_names` are secrets.
+    """
     if job.type.lower() != "ssh":
         raise JobError(f"type: {job.type!r} is not run by this worker; expected ssh")
     environment = _environment(job, sealing_key)
     script, metadata = job.execution.script, job.metadata
+    servers = _servers(job)
     return Plan(
         job_id=job.id,
         event_id="" if metadata.event_id is None else str(metadata.event_id),
         executions=tuple(
             PlannedExecution(execution_id(job.id, server.id, job.attempts), server)
-            for server in _servers(job)
+            for server in servers
         ),
         interpreter=_interpreter(script),
         script=script.content.encode(errors="surrogatepass"),
@@ -105,6 +119,12 @@ def plan_job(job: JobBody, *, sealing_key: SealingKey | None, max_execution_seco
         directory=_directory(script.working_directory),
         limit_seconds=_limit(job.execution.timeout, max_execution_seconds),
         attempts=job.attempts,
+        secrets=frozenset(
+            (
+                *chain.from_iterable(map(_secrets, servers)),
+                *_environment_secrets(job.execution.environment, environment, mask_names),
+            )
+        ),
         user_id="" if metadata.user_id is None else str(metadata.user_id),
         event_name=metadata.event_name,
         event_version=metadata.event_version,
@@ -157,6 +177,24 @@ def _environment(job: JobBody, sealing_key: SealingKey | None) -> dict[str, str]
         }
     check_environment(environment)
     return environment
+
+
+def _environment_secrets(
+    given: Mapping[str, str], environment: Mapping[str, str], mask_names: tuple[str, ...]
+) -> Iterator[Secret]:
+    """What arrived sealed, and what its name calls a secret."""
+    for name, value in environment.items():
+        was_sealed = value != given[name]
+        if was_sealed or any(fnmatchcase(name.upper(), pattern) for pattern in mask_names):
+            yield Secret(value)
+
+
+def _secrets(server: Server) -> Iterator[Secret]:
+    if server.target is not None:
+        credential = server.target.credential
+        for secret in (credential.private_key, credential.passphrase, credential.password):
+            if secret is not None:
+                yield secret
 
 
 def _opened(name: str, value: str, sealing_key: SealingKey | None) -> str:

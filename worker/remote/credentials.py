@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,18 +17,28 @@ from worker.secret import Secret
 
 @dataclass(frozen=True, slots=True)
 class OpenedCredential:
-    """`doubt` says what may be wrong with a credential that is refused; it is empty mostly."""
+    """`doubt` says what may be wrong with a credential that is refused; it is empty mostly.
+
+    `secrets` is what came to light when it was opened.
+    """
 
     key: asyncssh.SSHKey | None = field(repr=False)
     password: Secret | None
     doubt: str = ""
+    secrets: tuple[Secret, ...] = ()
 
 
 class Credentials:
-    """The credentials of one job, each opened once and dropped with the job."""
+    """The credentials of one job, each opened once and dropped with the job.
 
-    def __init__(self, sealing_key: SealingKey | None) -> None:
+    `learn` is told what comes to light.
+    """
+
+    def __init__(
+        self, sealing_key: SealingKey | None, learn: Callable[[Iterable[Secret]], None]
+    ) -> None:
         self._sealing_key = sealing_key
+        self._learn = learn
         self._opened: dict[Credential, OpenedCredential] = {}
         self._lock = trio.Lock()
 
@@ -42,6 +53,7 @@ class Credentials:
                 else:
                     # Off the loop: a passphrase is made to cost a tenth of a second, or ten.
                     self._opened[credential] = await trio.to_thread.run_sync(work)
+                self._learn(self._opened[credential].secrets)
             return self._opened[credential]
 
 
@@ -52,10 +64,13 @@ def open_credential(credential: Credential, sealing_key: SealingKey | None) -> O
     """
     passphrase = _opened(credential.passphrase, sealing_key)
     if credential.private_key is not None:
-        return OpenedCredential(_private_key(credential.private_key, passphrase, sealing_key), None)
+        text = _key_text(credential.private_key, sealing_key)
+        secrets = (text,) if passphrase is None else (text, passphrase)
+        return OpenedCredential(_private_key(text, passphrase), None, secrets=secrets)
     if credential.password is not None:
         password = _opened(credential.password, sealing_key)
-        return OpenedCredential(None, password, _doubt(password, sealing_key))
+        doubt = _doubt(password, sealing_key)
+        return OpenedCredential(None, password, doubt, (password,) if password else ())
     raise AuthenticationError("the server entry has neither a private key nor a password")
 
 
@@ -78,14 +93,18 @@ def _doubt(password: Secret | None, key: SealingKey | None) -> str:
     return f"; the password looks sealed, and CRONIUM_ENCRYPTION_KEY {reason}"
 
 
-def _private_key(
-    secret: Secret, passphrase: Secret | None, sealing_key: SealingKey | None
-) -> asyncssh.SSHKey:
+def _key_text(secret: Secret, sealing_key: SealingKey | None) -> Secret:
     text = secret.reveal().strip()
     if "-----BEGIN" not in text:
         text = _plain_key_text(text, sealing_key)
+    return Secret(text + "\n")
+
+
+def _private_key(text: Secret, passphrase: Secret | None) -> asyncssh.SSHKey:
     try:
-        return asyncssh.import_private_key(text + "\n", passphrase.reveal() if passphrase else None)
+        return asyncssh.import_private_key(
+            text.reveal(), passphrase.reveal() if passphrase else None
+        )
     except ValueError as error:  # asyncssh's errors are such, and cryptography's of odd numbers
         raise AuthenticationError(_key_fault(error)) from error
 

@@ -1,11 +1,14 @@
 """Jobs whose runs are to be followed or forgotten, for a worker that starts anew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 
+import msgspec
+
 from worker.database import Database
+from worker.secret import Secret
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
 
@@ -13,6 +16,9 @@ DAY_MS = 86_400_000
 # How long the state tells what became of a job, and of how many.
 KEPT_MS = 7 * DAY_MS
 KEPT_JOBS = 10_000
+
+
+_texts = msgspec.json.Decoder(list[str])
 
 
 class JobState(StrEnum):
@@ -26,13 +32,15 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeptJob:
-    """`results` has what is known of ended executions, as JSON, by their ids."""
+    """`results` has what is known of ended executions, as JSON, by their ids, and `sealed_masks`
+    what their scripts have added to what is masked."""
 
     job_id: str
     state: JobState
     began_at: int
     sealed_claim: bytes = field(repr=False)
     results: Mapping[str, bytes] = field(repr=False)
+    sealed_masks: Mapping[str, bytes] = field(repr=False)
 
 
 class RunStore:
@@ -58,6 +66,20 @@ class RunStore:
                 (job_id, JobState.RUNNING, sealed, self._boot, now),
             )
             self._remove_spools(job_id)
+
+    def keep_masks(self, job_id: str, execution_id: str, masks: Sequence[Secret]) -> None:
+        """Keep all that an execution's script has added to what is masked; nothing if its job has
+        been dropped meanwhile."""
+        content = msgspec.json.encode([mask.reveal() for mask in masks])
+        sealed = self._seal.seal(content, about=execution_id)
+        with self._database.transaction() as tx:
+            tx.execute(
+                """
+                INSERT OR REPLACE INTO masks (execution_id, job_id, masks)
+                SELECT ?, job_id, ? FROM jobs WHERE job_id = ?
+                """,
+                (execution_id, sealed, job_id),
+            )
 
     def ended(self, job_id: str, execution_id: str, result: bytes, *, has_run: bool = True) -> None:
         """Keep how an execution ended; nothing if its job has been dropped meanwhile.
@@ -89,6 +111,7 @@ class RunStore:
                 (JobState.FINISHED, job_id, JobState.REPORTED),
             )
             if finished.rowcount:
+                tx.execute("DELETE FROM masks WHERE job_id = ?", (job_id,))
                 self._remove_spools(job_id)
 
     def drop(self, job_id: str) -> None:
@@ -127,17 +150,20 @@ class RunStore:
                 (JobState.FINISHED,),
             ).fetchall()
             return [
-                KeptJob(job_id, JobState(state), began_at, claim, self._results(job_id))
+                KeptJob(
+                    job_id,
+                    JobState(state),
+                    began_at,
+                    claim,
+                    self._by_execution("SELECT execution_id, result FROM executions", job_id),
+                    self._by_execution("SELECT execution_id, masks FROM masks", job_id),
+                )
                 for job_id, state, began_at, claim in rows
             ]
 
-    def _results(self, job_id: str) -> dict[str, bytes]:
+    def _by_execution(self, select: str, job_id: str) -> dict[str, bytes]:
         with self._database.transaction() as tx:
-            return dict(
-                tx.execute(
-                    "SELECT execution_id, result FROM executions WHERE job_id = ?", (job_id,)
-                ).fetchall()
-            )
+            return dict(tx.execute(f"{select} WHERE job_id = ?", (job_id,)).fetchall())
 
     def has(self, job_id: str) -> bool:
         """Whether that job has runs to be followed or forgotten."""
@@ -158,6 +184,17 @@ class RunStore:
     def open_claim(self, job: KeptJob) -> bytes:
         """Raises SealedValueError if the state's key is not the one it was sealed under."""
         return self._seal.open(job.sealed_claim, about=job.job_id)
+
+    def open_masks(self, job: KeptJob) -> dict[str, tuple[Secret, ...]]:
+        """What scripts have added to what is masked, by their executions' ids.
+
+        Raises SealedValueError as `open_claim` does.
+        """
+        opened = {
+            execution_id: self._seal.open(sealed, about=execution_id)
+            for execution_id, sealed in job.sealed_masks.items()
+        }
+        return {each: tuple(map(Secret, _texts.decode(opened[each]))) for each in opened}
 
     def sweep(self, *, now: int) -> None:
         """Forget jobs that ended long ago, or are too many; also one whose runs could not be

@@ -6,18 +6,21 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-MAGIC = b"cwspool1"
-# Magic, limit, bytes received.
-_header = struct.Struct("<8sQQ")
-_count = struct.Struct("<Q")
-_COUNT_AT = _header.size - _count.size
-# More than this is written in pieces, each counted: so much more than half of the limit the ring
-# has room for, and bytes that are not counted yet never take the place of any that are wanted.
+MAGIC = b"cwspool2"
+# Magic, limit, bytes kept, and how much of the stream these stand for.
+_header = struct.Struct("<8sQQQ")
+_counts = struct.Struct("<QQ")
+_COUNTS_AT = _header.size - _counts.size
+# So much more than half of the limit the ring has room for: bytes of one write, which are not
+# counted before its end, do not take the place of any that are wanted.
 PIECE_BYTES = 256 * 1024
 
 
 class Spool:
     """The first and the last half of a stream, under the limit all of it.
+
+    What is kept may be shorter than what it stands for, as secrets are masked: `source` is the
+    offset that it has come to in the stream itself.
 
     Each byte has a place that follows from its offset alone, and the count follows the bytes. So
     a process that is killed in between finds fewer counted, is given the rest once more, and
@@ -31,7 +34,7 @@ class Spool:
         self._path = path
         self._file: int | None = None
         self.limit = limit
-        self.received = 0
+        self.received = self.source = 0
         try:
             with path.open("rb") as file:
                 head = file.read(_header.size)
@@ -40,14 +43,23 @@ class Spool:
             return
         self.exists = True
         if len(head) == _header.size and head.startswith(MAGIC):
-            _, self.limit, self.received = _header.unpack(head)
+            _, self.limit, self.received, self.source = _header.unpack(head)
 
-    def write(self, data: bytes) -> None:
-        """Add the next bytes of the stream, perhaps none: the file is there then."""
+    def write(self, data: bytes, *, source: int | None = None) -> None:
+        """Add the next bytes, PIECE_BYTES at most and perhaps none: the file is there then.
+
+        They stand for the stream up to `source`; by default for as much as they are.
+        """
         if self._file is None:
             self._file = self._open()
-        for at in range(0, len(data), PIECE_BYTES):
-            self._write_piece(self._file, data[at : at + PIECE_BYTES])
+        end, taken = self.received + len(data), 0
+        for at, length in self._places(self.received, end):
+            _put(self._file, data[taken : taken + length], at)
+            taken += length
+        source = self.source + len(data) if source is None else source
+        if (end, source) != (self.received, self.source):
+            _put(self._file, _counts.pack(end, source), _COUNTS_AT)
+            self.received, self.source = end, source
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from one offset up to another, of the first or the last half."""
@@ -67,21 +79,12 @@ class Spool:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _put(file, _header.pack(MAGIC, self.limit, self.received), 0)
+            _put(file, _header.pack(MAGIC, self.limit, self.received, self.source), 0)
         except BaseException:
             os.close(file)
             raise
         self.exists = True
         return file
-
-    def _write_piece(self, file: int, data: bytes) -> None:
-        start, end = self.received, self.received + len(data)
-        taken = 0
-        for at, length in self._places(start, end):
-            _put(file, data[taken : taken + length], at)
-            taken += length
-        _put(file, _count.pack(end), _COUNT_AT)
-        self.received = end
 
     def _places(self, start: int, end: int) -> Iterable[tuple[int, int]]:
         """Where the bytes between two offsets lie: places in the file, with lengths."""
