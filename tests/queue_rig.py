@@ -60,11 +60,18 @@ async def running_queue(
     lease_seconds: float = 60,
     environ: dict[str, str] | None = None,
     tls: Tls | None = None,
+    jwt_secret: Secret | None = None,
 ) -> AsyncIterator[QueueRig]:
     database = folder / "queue.db"
     keyring = open_keyring(database, environ or {})
     settings = ServeSettings(
-        database, keyring, Secret(TOKEN), port=0, lease_seconds=lease_seconds, tls=tls
+        database,
+        keyring,
+        Secret(TOKEN),
+        port=0,
+        lease_seconds=lease_seconds,
+        tls=tls,
+        jwt_secret=jwt_secret,
     )
     stop = trio.Event()
     async with trio.open_nursery() as nursery:

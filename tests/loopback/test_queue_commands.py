@@ -14,12 +14,14 @@ import trio
 from click.testing import CliRunner, Result
 
 from tests.loopback.openssh import make_key
+from worker.api.tokens import Identity, sign
 from worker.cli.queue import queue
 from worker.clock import now_ms
 from worker.queue_server.bodies import CreateExecution, UpdateExecution
 from worker.queue_server.keys import open_keyring
 from worker.queue_server.model import JobEnd, JobStatus
 from worker.queue_server.store import Store
+from worker.secret import Secret
 
 WORKER = "worker-1"
 
@@ -57,7 +59,12 @@ class Commands:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    for name in ("CRONIUM_ENCRYPTION_KEY", "CRONIUM_API_TOKEN"):
+    for name in (
+        "CRONIUM_ENCRYPTION_KEY",
+        "CRONIUM_API_TOKEN",
+        "CRONIUM_JWT_SECRET",
+        "CRONIUM_JWT_SECRET_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     return Commands(tmp_path)
 
@@ -226,10 +233,63 @@ async def test_serve_says_where_keeps_a_token_and_ends_on_a_signal(commands: Com
     assert answers == [{"jobs": [], "count": 0}] * 3
     assert (await process.stderr.receive_some()).decode() == (
         f"the token is in {commands.folder / 'queue.db.token'}\n"
+        "no runtime API: neither --jwt-secret-file nor CRONIUM_JWT_SECRET is given\n"
     )
     assert commands.database.stat().st_mode & 0o777 == 0o600
     await process.stdout.aclose()
     await process.stderr.aclose()
+
+
+@pytest.mark.parametrize("given_as", ["option", "variable", "file variable"])
+async def test_serve_has_the_runtime_api_when_it_is_given_the_secret(
+    given_as: str, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "no-more-than-20-char"  # noqa: S105  opens nothing
+    file = commands.file("secret", secret + "\n")
+    arguments = ["serve", "--db", str(commands.database), "--port", "0"]
+    match given_as:
+        case "option":
+            # An option goes before what the environment has.
+            monkeypatch.setenv("CRONIUM_JWT_SECRET", "another-secret-of-the-environment")
+            arguments += ["--jwt-secret-file", file]
+        case "variable":
+            monkeypatch.setenv("CRONIUM_JWT_SECRET", secret)
+        case _:
+            monkeypatch.setenv("CRONIUM_JWT_SECRET_FILE", file)
+    command = [sys.executable, "-c", "from worker.cli.queue import queue; queue()", *arguments]
+    identity = Identity("job_none", "exec_1", "local", "1", 30)
+    token = sign(identity, Secret(secret), now=now_ms() // 1000).reveal()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(_started, command)
+            address = (await process.stdout.receive_some()).decode().removeprefix("queue ready at ")
+            headers = {"Authorization": f"Bearer {token}"}
+            async with httpx.AsyncClient(base_url=address.strip(), headers=headers) as client:
+                answer = await client.get("/executions/exec_1/input")
+            process.terminate()
+
+    # The secret fits, as the queue has come to look for the job.
+    assert answer.json()["message"] == "the token's job is not one of this queue"
+    stderr = (await process.stderr.receive_some()).decode()
+    assert stderr == f"the token is in {commands.folder / 'queue.db.token'}\n"
+    await process.stdout.aclose()
+    await process.stderr.aclose()
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [("", "shorter than 16"), ("short\n", "shorter than 16"), ("line\nbreak" * 4, "a line break")],
+)
+def test_a_secret_that_is_none_stops_the_start(secret: str, said: str, commands: Commands) -> None:
+    file = commands.file("secret", secret)
+
+    # An address that nobody has: should the secret be taken, it ends all the same.
+    nowhere = ("--host", "192.0.2.1", "--insecure")
+    result = commands("serve", *nowhere, "--jwt-secret-file", file, code=1)
+
+    assert file in result.stderr
+    assert said in result.stderr
 
 
 async def _started(command: list[str], task_status: trio.TaskStatus[trio.Process]) -> None:

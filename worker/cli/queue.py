@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -17,16 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from worker.cli.host_key import HostKeyText
+from worker.cli.parameters import FILE, Assignment, Duration, Moment
 from worker.clock import now_ms, rfc3339
 from worker.errors import WorkerError
 from worker.queue_server.follow import follow, outcome
-from worker.queue_server.keys import api_token, open_keyring
+from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.model import Execution, JobReport, Priority, Script, ScriptType, Server
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
 from worker.remote.given_keys import GivenKey
-from worker.values import parse_duration
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 MAX_EXIT_CODE = 255
@@ -43,59 +42,6 @@ SUFFIXES = {
 TYPES = {"bash": ScriptType.BASH, "python": ScriptType.PYTHON, "node": ScriptType.NODEJS}
 
 
-class Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            seconds = parse_duration(str(value))
-        except ValueError:
-            seconds = 0.0
-        if not seconds:
-            self.fail(f"{value!r} is no duration: 30s, 5m, 1h30m or seconds", param, ctx)
-        return seconds
-
-
-class Moment(click.ParamType[int]):
-    """A point in time, as UTC epoch milliseconds."""
-
-    name = "time"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        text = str(value)
-        try:
-            if text.startswith("+"):
-                return now_ms() + int(parse_duration(text[1:]) * 1000)
-            # Without an offset it is this machine's time.
-            return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
-        except ValueError:
-            self.fail(
-                f"{text!r} is no time: 2026-11-23T18:00, 2026-11-23T18:00Z or +10m", param, ctx
-            )
-
-
-class Assignment(click.ParamType[tuple[str, str]]):
-    name = "name=value"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = str(value).partition("=")
-        if not equals or not name:
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        return name, text
-
-
 Options = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -108,8 +54,6 @@ class ScriptOptions(TypedDict):
     script_input: str
     workdir: str
 
-
-FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 database_option: Options = click.option(
     "--db",
@@ -168,6 +112,13 @@ def queue() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8370, show_default=True, help="The port; 0 picks a free one.")
 @click.option("--token-file", type=FILE, help="Has the token that workers must send.")
+@click.option(
+    "--jwt-secret-file",
+    type=FILE,
+    envvar="CRONIUM_JWT_SECRET_FILE",
+    show_envvar=True,
+    help="Has the secret that workers sign scripts' tokens with.",
+)
 @click.option("--lease", type=Duration(), default="60s", show_default=True, help="Of a claim.")
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="The certificate's key, PEM.")
@@ -177,15 +128,21 @@ def serve_command(
     host: str,
     port: int,
     token_file: Path | None,
+    jwt_secret_file: Path | None,
     lease: float,
     tls_cert: Path | None,
     tls_key: Path | None,
     insecure: bool,
 ) -> None:
-    """Serve the queue API until SIGTERM or Ctrl-C.
+    """Serve the queue API, and scripts' variables, until SIGTERM or Ctrl-C.
 
     The token comes from --token-file or CRONIUM_API_TOKEN; without either it is made once and
     kept beside the queue's file. Prints one line when it is ready.
+
+    The runtime API, at the same address, is served if there is a secret for it: --jwt-secret-file
+    or CRONIUM_JWT_SECRET. Workers need the same one, and this address as CRONIUM_RUNTIME_URL.
+    Without it their scripts have variables all the same, by the queue API. There are no tool
+    actions.
 
     \b
     Example:
@@ -206,7 +163,13 @@ def serve_command(
             raise click.UsageError("the token is empty")
         if kept_in is not None:
             click.echo(f"the token is in {kept_in}", err=True)
-        settings = ServeSettings(database, keyring, token, host, port, lease, tls)
+        secret = jwt_secret(os.environ, jwt_secret_file)
+        if secret is None:
+            click.echo(
+                "no runtime API: neither --jwt-secret-file nor CRONIUM_JWT_SECRET is given",
+                err=True,
+            )
+        settings = ServeSettings(database, keyring, token, host, port, lease, tls, secret)
         trio.run(_serve_until_signalled, settings)
 
 

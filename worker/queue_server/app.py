@@ -20,8 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from worker.clock import now_ms, rfc3339
 from worker.queue_server import bodies
 from worker.queue_server.arrivals import Arrivals
+from worker.queue_server.exchange import MIB, RefusedError, holds_nul, json_answer, read_body
 from worker.queue_server.model import Execution, Job, JobEnd, JobStatus
-from worker.queue_server.store import NotClaimedError, Store, UnknownNameError
+from worker.queue_server.rows import UnknownNameError
+from worker.queue_server.store import NotClaimedError, Store
 from worker.queue_server.transform import execution_row, job_row
 from worker.secret import Secret
 
@@ -29,22 +31,12 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 BASE = "/api/internal"
-MAX_BODY_BYTES = 50 * 1024 * 1024  # the app's own limit
+MAX_BODY_BYTES = 50 * MIB  # the app's own limit
 MAX_WORKER_ID_CHARACTERS = 255
 MAX_WAIT_SECONDS = 60
 DEFAULT_BATCH_SIZE = 10
 
 _prefer_wait = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", re.IGNORECASE)
-# An odd number of backslashes: "\\u0000" is a backslash and five letters.
-_nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
-class RefusedError(Exception):
-    """The answer is `{"error": …}` with this status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def queue_app(store: Store, arrivals: Arrivals, token: Secret) -> ASGIApp:
@@ -168,7 +160,7 @@ class _Routes:
         if not worker_id:
             raise RefusedError(400, "orchestratorId parameter required")
         jobs = await self._store.database.run(partial(self._store.orphaned, worker_id))
-        return _json([job_row(job) for job in jobs])
+        return json_answer([job_row(job) for job in jobs])
 
     async def acknowledge(self, request: Request) -> Response:
         body = await _body(request, bodies.Named)
@@ -230,7 +222,7 @@ class _Routes:
 
     async def context(self, request: Request) -> Response:
         read = partial(self._store.context, request.path_params["id"])
-        return _json(await self._store.database.run(read))
+        return json_answer(await self._store.database.run(read))
 
     async def script_output(self, request: Request) -> Response:
         body = await _body(request, bodies.ScriptOutput)
@@ -239,27 +231,27 @@ class _Routes:
             self._store.add_script_output, request.path_params["id"], body.output, timestamp
         )
         await self._run(call)
-        return _json({"success": True})
+        return json_answer({"success": True})
 
     async def condition(self, request: Request) -> Response:
         body = await _body(request, bodies.Condition)
         call = partial(self._store.add_condition, request.path_params["id"], body.condition)
         await self._run(call)
-        return _json({"success": True})
+        return json_answer({"success": True})
 
     # Variables and credentials
 
     async def variable(self, request: Request) -> Response:
         user_id, key = request.path_params["user"], request.path_params["key"]
         value, put_at = await self._store.database.run(partial(self._store.variable, user_id, key))
-        return _json({"key": key, "value": value, "updatedAt": rfc3339(put_at)})
+        return json_answer({"key": key, "value": value, "updatedAt": rfc3339(put_at)})
 
     async def put_variable(self, request: Request) -> Response:
         body = await _body(request, bodies.Variable)
         user_id, key = request.path_params["user"], request.path_params["key"]
         value = bodies.as_json_text(body.value)
         await self._run(partial(self._store.put_variable, user_id, key, value))
-        return _json({"success": True})
+        return json_answer({"success": True})
 
     async def credentials(self, request: Request) -> Response:
         """Host, port, user and key; the app never gives a password here."""
@@ -271,31 +263,31 @@ class _Routes:
         credentials = {"host": server.host, "port": server.port, "username": server.username}
         if server.private_key is not None:
             credentials["privateKey"] = server.private_key
-        return _json({"credentials": credentials})
+        return json_answer({"credentials": credentials})
 
     # Orchestrators
 
     async def health(self, _request: Request) -> Response:
         now = rfc3339(now_ms())
-        return _json({"status": "healthy", "timestamp": now, "database": "connected"})
+        return json_answer({"status": "healthy", "timestamp": now, "database": "connected"})
 
     async def report_health(self, request: Request) -> Response:
         _named((await _body(request, bodies.Named)).orchestrator_id)
-        return _json({"success": True})
+        return json_answer({"success": True})
 
     async def metrics(self, request: Request) -> Response:
         body = await _body(request, bodies.Named)
         _named(body.orchestrator_id)
         if not body.metrics:
             raise RefusedError(400, "Metrics required")
-        return _json({"success": True})
+        return json_answer({"success": True})
 
     async def heartbeat(self, request: Request) -> Response:
         body = await _body(request, bodies.Heartbeat)
         worker_id = _named(body.orchestrator_id)
         cancelled = await self._run(partial(self._store.heartbeat, worker_id, body.running_jobs))
         now = rfc3339(now_ms())
-        return _json({"success": True, "timestamp": now, "cancelledJobs": cancelled})
+        return json_answer({"success": True, "timestamp": now, "cancelledJobs": cancelled})
 
     async def _run(self, call: Callable[..., T]) -> T:
         """Off the event loop, with the time at which it is let in."""
@@ -338,40 +330,27 @@ async def _watch_for_disconnect(request: Request, gone: trio.Event, poll: trio.C
 
 async def _body(request: Request, kind: type[T]) -> T:
     """Raises RefusedError if it is too long, msgspec.DecodeError if it is not what it must be."""
-    raw, more = bytearray(), True
-    while more:  # not request.stream(), a generator that would stay open after a refusal
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        raw += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(raw) > MAX_BODY_BYTES:
-            raise RefusedError(413, "Body exceeded 50mb limit")
+    raw = await read_body(request, max_bytes=MAX_BODY_BYTES)
     # PostgreSQL cannot keep a NUL; that the app answers 500 is what its clients must avoid.
-    if b"\\u0000" in raw and _nul.search(raw):
+    if holds_nul(raw):
         raise RefusedError(500, "Internal server error")
     return msgspec.json.decode(raw, type=kind)
 
 
-def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = msgspec.json.encode(value)
-    return Response(content, status, headers, media_type="application/json")
-
-
 def _error(status: int, message: str) -> Response:
-    return _json({"error": message}, status=status)
+    return json_answer({"error": message}, status=status)
 
 
 def _claimed(jobs: Sequence[Any], headers: dict[str, str] | None = None) -> Response:
-    return _json({"jobs": jobs, "count": len(jobs)}, headers=headers)
+    return json_answer({"jobs": jobs, "count": len(jobs)}, headers=headers)
 
 
 def _job_answer(job: Job) -> Response:
-    return _json({"success": True, "job": job_row(job)})
+    return json_answer({"success": True, "job": job_row(job)})
 
 
 def _execution_answer(execution: Execution) -> Response:
-    return _json({"success": True, "execution": execution_row(execution)})
+    return json_answer({"success": True, "execution": execution_row(execution)})
 
 
 def _error_answer(request: Request, error: Exception) -> Response:
@@ -383,7 +362,7 @@ def _error_answer(request: Request, error: Exception) -> Response:
                 "statusCode": 404,
                 "timestamp": rfc3339(now_ms()),
             }
-            return _json(body, status=404)
+            return json_answer(body, status=404)
         case HTTPException():
             return Response(status_code=error.status_code)
         case RefusedError():

@@ -122,6 +122,12 @@ class ScriptOutput(Body, frozen=True):
     timestamp: str | None = None
 
 
+class ScriptData(Body, frozen=True):
+    """A script's output, as the runtime API has it."""
+
+    data: Any
+
+
 class Condition(Body, frozen=True):
     condition: bool
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.errors import SealedValueError
+from worker import values
+from worker.errors import SealedValueError, SettingsError
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
 
@@ -76,3 +77,18 @@ def api_token(
         file = database.with_name(f"{database.name}.token")
         return kept_secret(file, lambda: secrets.token_urlsafe(32)), file
     return Secret(file.read_text().strip()), file
+
+
+def jwt_secret(environ: Mapping[str, str], file: Path | None) -> Secret | None:
+    """What verifies scripts' tokens: from `file`, or from `CRONIUM_JWT_SECRET`; None if not given.
+
+    Raises SettingsError if it is not what a worker would take.
+    """
+    text = environ.get("CRONIUM_JWT_SECRET", "") if file is None else file.read_text()
+    if file is None and not text.strip():
+        return None
+    try:
+        return values.jwt_secret(text.strip())
+    except values.ValueFault as fault:
+        where = "CRONIUM_JWT_SECRET" if file is None else str(file)
+        raise SettingsError((f"{where}: its value {fault}",)) from fault

@@ -138,6 +138,11 @@ class Execution:
     created_at: int
     updated_at: int
 
+    @property
+    def is_over(self) -> bool:
+        """By its status alone, which a worker that attaches again sets back to running."""
+        return self.status.lower() in {"completed", "failed", "timeout", "cancelled"}
+
 
 @dataclass(frozen=True, slots=True)
 class JobReport:

@@ -18,6 +18,7 @@ import trio
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.keys import Keyring
+from worker.queue_server.runtime import with_runtime
 from worker.queue_server.store import LEASE_SECONDS, Store
 from worker.secret import Secret
 
@@ -37,6 +38,8 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
+    """`jwt_secret` verifies the tokens of the runtime API, which is off without it."""
+
     database: Path
     keyring: Keyring
     token: Secret
@@ -44,6 +47,7 @@ class ServeSettings:
     port: int = 8370
     lease_seconds: float = LEASE_SECONDS
     tls: Tls | None = None
+    jwt_secret: Secret | None = None
 
 
 def is_loopback(host: str) -> bool:
@@ -75,7 +79,9 @@ async def serve(
         async with trio.open_nursery() as support:
             support.start_soon(arrivals.watch_forever)
             async with trio.open_nursery() as requests:
-                app = queue_app(store, arrivals, settings.token)
+                app = with_runtime(
+                    queue_app(store, arrivals, settings.token), store.database, settings.jwt_secret
+                )
                 await requests.start(
                     # Starlette types the messages as mappings, hypercorn one by one.
                     partial(

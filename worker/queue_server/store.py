@@ -5,23 +5,18 @@ import os
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any, Self, TypeAlias
+from typing import Self
 
-from msgspec import UNSET
-
-from worker.clock import rfc3339
 from worker.database import Database
 from worker.errors import SealedValueError, StateError, WorkerError
-from worker.queue_server.bodies import CreateExecution, UpdateExecution, as_text
+from worker.queue_server import executions, variables
+from worker.queue_server.bodies import CreateExecution, UpdateExecution
 from worker.queue_server.keys import Keyring
 from worker.queue_server.model import (
     USER_ID,
-    Event,
     Execution,
     Job,
     JobEnd,
@@ -31,9 +26,18 @@ from worker.queue_server.model import (
     Script,
     Server,
 )
-from worker.queue_server.transform import Json, claimed_job, execution_context
-
-Row: TypeAlias = tuple[Any, ...]
+from worker.queue_server.rows import (
+    EXECUTION,
+    JOB,
+    Row,
+    UnknownNameError,
+    execution_of,
+    job_of,
+    load_event,
+    load_execution,
+    load_job,
+)
+from worker.queue_server.transform import Json, claimed_job
 
 LEASE_SECONDS = 60.0
 MAX_ORPHANS = 100
@@ -43,21 +47,10 @@ LEASE_EXPIRED = "Lease expired: the worker sent no heartbeat that named the job"
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
-_JOB_COLUMNS = ", ".join(
-    f"jobs.{column.name}" if column.name != "event_name" else "events.name"
-    for column in fields(Job)
-)
-_JOB = f"SELECT {_JOB_COLUMNS} FROM jobs JOIN events ON events.id = jobs.event_id"  # noqa: S608 ours
-_EXECUTION_COLUMNS = ", ".join(column.name for column in fields(Execution))
-_EXECUTION = f"SELECT {_EXECUTION_COLUMNS} FROM executions"  # noqa: S608 our own column names
 _SERVER = (
     "SELECT id, name, host, port, username, private_key, passphrase, password, host_key "
     "FROM servers"
 )
-
-
-class UnknownNameError(WorkerError):
-    """There is no such server, event, job or execution."""
 
 
 class NotClaimedError(WorkerError):
@@ -304,19 +297,19 @@ class Store:
     def jobs(self, limit: int) -> list[Job]:
         """The newest first."""
         with self._database.transaction() as tx:
-            rows = tx.execute(f"{_JOB} ORDER BY jobs.number DESC LIMIT ?", (limit,))
-            return [_job(row) for row in rows]
+            rows = tx.execute(f"{JOB} ORDER BY jobs.number DESC LIMIT ?", (limit,))
+            return [job_of(row) for row in rows]
 
     def report(self, job_id: str) -> JobReport:
         """Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            job = _load_job(tx, job_id)
-            rows = tx.execute(f"{_EXECUTION} WHERE job_id = ? ORDER BY created_at, id", (job_id,))
-            executions = tuple(_execution(row) for row in rows)
+            job = load_job(tx, job_id)
+            rows = tx.execute(f"{EXECUTION} WHERE job_id = ? ORDER BY created_at, id", (job_id,))
+            found = tuple(execution_of(row) for row in rows)
             stdout, stderr = tx.execute(
                 "SELECT stdout, stderr FROM jobs WHERE id = ?", (job_id,)
             ).fetchone()
-            return JobReport(job, executions, stdout or "", stderr or "")
+            return JobReport(job, found, stdout or "", stderr or "")
 
     def cancel(self, job_id: str, now: int) -> Job:
         """The job after it; one that is over already stays as it is. Raises UnknownNameError."""
@@ -328,7 +321,7 @@ class Store:
                 """,
                 (now, job_id),
             )
-            return _load_job(tx, job_id)
+            return load_job(tx, job_id)
 
     # Jobs, from a worker
 
@@ -373,7 +366,7 @@ class Store:
             return tuple(self._claimed(tx, number) for (number,) in numbers)
 
     def _claimed(self, tx: Connection, number: int) -> Json:
-        job = _job(tx.execute(f"{_JOB} WHERE jobs.number = ?", (number,)).fetchone())
+        job = job_of(tx.execute(f"{JOB} WHERE jobs.number = ?", (number,)).fetchone())
         rows = tx.execute(
             f"""
             {_SERVER} JOIN event_servers ON server_id = id
@@ -388,7 +381,7 @@ class Store:
             row = tx.execute(f"{_SERVER} WHERE id = ?", (target_id,)).fetchone()
             target = None if row is None else self._open_server(row)
         claimed = claimed_job(
-            job, _load_event(tx, job.event_id), servers, target, self._keyring.environment_value
+            job, load_event(tx, job.event_id), servers, target, self._keyring.environment_value
         )
         if not self._keyring.shared and claimed["execution"]["environment"]:
             # A plain value can look like a sealed one; the app, which seals all, does not say.
@@ -414,14 +407,14 @@ class Store:
         """
         with self._database.transaction() as tx:
             if _load_claimed(tx, job_id, worker_id).status.is_final:
-                return _load_job(tx, job_id)
+                return load_job(tx, job_id)
             tx.execute(
                 """
                 UPDATE jobs SET status = 'running', started_at = ?1, updated_at = ?1 WHERE id = ?2
                 """,
                 (now, job_id),
             )
-            return _load_job(tx, job_id)
+            return load_job(tx, job_id)
 
     def end(self, job_id: str, worker_id: str, end: JobEnd, now: int) -> Job:
         """Keep how the job ended; the second time, and for a finished job, change nothing.
@@ -450,7 +443,7 @@ class Store:
                     job_id,
                 ),
             )
-            return _load_job(tx, job_id)
+            return load_job(tx, job_id)
 
     def release(self, job_id: str, worker_id: str, message: str, now: int) -> Job:
         """Back to the queue; a job that is cancelled or over stays so.
@@ -474,7 +467,7 @@ class Store:
                     """,
                     (message or RELEASED, now, job_id),
                 )
-            return _load_job(tx, job_id)
+            return load_job(tx, job_id)
 
     def give_back(self, job_ids: Sequence[str], worker_id: str, now: int) -> None:
         """Undo a claim whose answer nobody was there to read."""
@@ -521,179 +514,57 @@ class Store:
         with self._database.transaction() as tx:
             rows = tx.execute(
                 f"""
-                {_JOB} WHERE orchestrator_id = ? AND status IN ('claimed', 'running')
+                {JOB} WHERE orchestrator_id = ? AND status IN ('claimed', 'running')
                 ORDER BY jobs.created_at DESC LIMIT ?
                 """,
                 (worker_id, MAX_ORPHANS),
             )
-            return [_job(row) for row in rows]
+            return [job_of(row) for row in rows]
 
     # Executions
 
     def create_execution(self, execution_id: str, body: CreateExecution, now: int) -> Execution:
         """Raises sqlite3.IntegrityError if it is there already, or its job or server is not."""
         with self._database.transaction() as tx:
-            tx.execute(
-                """
-                INSERT INTO executions (id, job_id, server_id, server_name, metadata, created_at,
-                                        updated_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?)
-                """,
-                (
-                    execution_id,
-                    body.job_id,
-                    body.server_id,
-                    as_text(body.server_name),
-                    json.dumps({} if body.metadata is UNSET else body.metadata),
-                    now,
-                    now,
-                ),
-            )
-            return _load_execution(tx, execution_id)
+            return executions.create(tx, execution_id, body, now)
 
     def update_execution(self, execution_id: str, body: UpdateExecution, now: int) -> Execution:
         """Merge what `body` has into the row; never ends the job. Raises UnknownNameError."""
-        changes: dict[str, Any] = {"updated_at": now}
-        for name in body.__struct_fields__:
-            value = getattr(body, name)
-            if value is not UNSET and name != "metadata":
-                changes[name] = _column(name, value)
         with self._database.transaction() as tx:
-            execution = _load_execution(tx, execution_id)
-            if body.metadata is not UNSET:
-                changes["metadata"] = json.dumps(_merged(execution.metadata, body.metadata))
-            tx.execute(
-                f"UPDATE executions SET {', '.join(f'{name} = ?' for name in changes)} "  # noqa: S608 ours
-                "WHERE id = ?",
-                (*changes.values(), execution_id),
-            )
-            return _load_execution(tx, execution_id)
+            return executions.update(tx, execution_id, body, now)
 
     def add_script_output(
         self, execution_id: str, output: object, timestamp: str, now: int
     ) -> None:
-        """Into the execution's metadata and, until `complete` replaces it, the job's result.
-
-        Raises UnknownNameError.
-        """
-        added = {"output": output, "outputTimestamp": timestamp}
+        """Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            execution = _load_execution(tx, execution_id)
-            _set_metadata(tx, execution, added, now)
-            job = _load_job(tx, execution.job_id)
-            if not job.status.is_final:
-                tx.execute(
-                    "UPDATE jobs SET result = ?, updated_at = ? WHERE id = ?",
-                    (json.dumps(_merged(job.result, added)), now, job.id),
-                )
+            executions.add_output(tx, execution_id, output, timestamp, now)
 
     def add_condition(self, execution_id: str, condition: bool, now: int) -> None:
         """Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            execution = _load_execution(tx, execution_id)
-            added = {"condition": condition, "conditionTimestamp": rfc3339(now)}
-            _set_metadata(tx, execution, added, now)
+            executions.add_condition(tx, execution_id, condition, now)
 
     def context(self, execution_id: str) -> Json:
         """Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            execution = _load_execution(tx, execution_id)
-            job = _load_job(tx, execution.job_id)
-            return execution_context(execution, job, _load_event(tx, job.event_id))
+            job_id = load_execution(tx, execution_id).job_id
+            return executions.context(tx, execution_id, load_job(tx, job_id))
 
     # Variables
 
     def variable(self, user_id: str, key: str) -> tuple[str, int]:
         """The value, and when it was put. Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            row = tx.execute(
-                "SELECT value, updated_at FROM variables WHERE user_id = ? AND key = ?",
-                (user_id, key),
-            ).fetchone()
-        if row is None:
-            raise UnknownNameError("Variable not found")
-        return str(row[0]), int(row[1])
+            return variables.read(tx, user_id, key)
 
     def put_variable(self, user_id: str, key: str, value: str, now: int) -> None:
         with self._database.transaction() as tx:
-            tx.execute(
-                """
-                INSERT INTO variables (user_id, key, value, updated_at) VALUES (?, ?, ?, ?)
-                ON CONFLICT (user_id, key) DO UPDATE SET
-                    value = excluded.value, updated_at = excluded.updated_at
-                """,
-                (user_id, key, value, now),
-            )
-
-
-def _load_job(tx: Connection, job_id: str) -> Job:
-    row = tx.execute(f"{_JOB} WHERE jobs.id = ?", (job_id,)).fetchone()
-    if row is None:
-        raise UnknownNameError("Job not found")
-    return _job(row)
+            variables.put(tx, user_id, key, value, now)
 
 
 def _load_claimed(tx: Connection, job_id: str, worker_id: str) -> Job:
-    job = _load_job(tx, job_id)
+    job = load_job(tx, job_id)
     if job.orchestrator_id != worker_id:
         raise NotClaimedError("Job not claimed by this orchestrator")
     return job
-
-
-def _load_event(tx: Connection, event_id: int) -> Event:
-    return Event(
-        *tx.execute(
-            "SELECT id, name, version, script_type, content FROM events WHERE id = ?", (event_id,)
-        ).fetchone()
-    )
-
-
-def _load_execution(tx: Connection, execution_id: str) -> Execution:
-    row = tx.execute(f"{_EXECUTION} WHERE id = ?", (execution_id,)).fetchone()
-    if row is None:
-        raise UnknownNameError("Execution not found")
-    return _execution(row)
-
-
-def _set_metadata(tx: Connection, execution: Execution, added: Json, now: int) -> None:
-    tx.execute(
-        "UPDATE executions SET metadata = ?, updated_at = ? WHERE id = ?",
-        (json.dumps(_merged(execution.metadata, added)), now, execution.id),
-    )
-
-
-def _merged(old: object, added: Json) -> Json:
-    return {**old, **added} if isinstance(old, dict) else added
-
-
-def _job(row: Row) -> Job:
-    values = dict(zip(_JOB_FIELDS, row, strict=True))
-    values["status"] = JobStatus(values["status"])
-    values["payload"] = json.loads(values["payload"])
-    values["result"] = values["result"] and json.loads(values["result"])
-    return Job(**values)
-
-
-def _execution(row: Row) -> Execution:
-    values = dict(zip(_EXECUTION_FIELDS, row, strict=True))
-    values["metadata"] = json.loads(values["metadata"])
-    kept = values["execution_metadata"]
-    values["execution_metadata"] = kept and json.loads(kept)
-    return Execution(**values)
-
-
-_JOB_FIELDS = tuple(column.name for column in fields(Job))
-_EXECUTION_FIELDS = tuple(column.name for column in fields(Execution))
-
-
-def _column(name: str, value: object) -> object:
-    """`value` as the column `name` of `executions` keeps it."""
-    if isinstance(value, datetime):
-        # A time without an offset is UTC, as all of ours are.
-        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return int(moment.timestamp() * 1000)
-    if name == "execution_metadata":
-        return None if value is None else json.dumps(value)
-    if name in {"output", "error"}:
-        return as_text(value)
-    return value

@@ -164,9 +164,9 @@ def execution_row(execution: Execution) -> Json:
     return row
 
 
-def execution_context(execution: Execution, job: Job, event: Event) -> Json:
+def execution_context(execution_id: str, job: Job, event: Event) -> Json:
     return {
-        "executionId": execution.id,
+        "executionId": execution_id,
         "jobId": job.id,
         "eventId": str(job.event_id),
         "userId": job.user_id,
