@@ -272,9 +272,13 @@ async def test_sealed_environment_values_are_opened_with_the_operators_key(
         names = rig.add(sshd.server)
 
         with trio.fail_after(60):
-            report = await rig.run('echo "$SEALED"', names, environment={"SEALED": "plain text"})
+            report = await rig.run(
+                'echo "$SEALED $SEALED" | tr "[:lower:] " "[:upper:]-"; echo "$SEALED"',
+                names,
+                environment={"SEALED": "plain text"},
+            )
 
-    assert report.executions[0].output == "plain text\n"
+    assert report.executions[0].output == "PLAIN-TEXT-PLAIN-TEXT\n***\n"
 
 
 async def test_a_cancelled_job_ends_its_runs_and_keeps_what_they_printed(

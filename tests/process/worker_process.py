@@ -18,7 +18,7 @@ from worker.queue_server.keys import open_keyring
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.queue_server.store import Store
 
-TOKEN = "t0ken"  # noqa: S105  opens nothing
+TOKEN = "t0ken-of-the-api-6b1f"  # noqa: S105  opens nothing
 DEADLINE_SECONDS = 60.0
 
 
@@ -54,10 +54,11 @@ class WorkerProcess:
 
 @dataclass(slots=True)
 class Site:
-    """A folder with a queue and the workers that a test starts."""
+    """A folder with a queue and the workers that a test starts, all with these variables."""
 
     folder: Path
     port: int
+    environ: Mapping[str, str] = field(default_factory=dict)
     _queue: subprocess.Popen[bytes] | None = None
     _count: int = 0
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -65,13 +66,13 @@ class Site:
 
     def __post_init__(self) -> None:
         database = self.folder / "queue.db"
-        self.store = Store.open(database, open_keyring(database, {}))
+        self.store = Store.open(database, open_keyring(database, self.environ))
 
     def start_queue(self, *, lease: str = "60s") -> None:
         command = ["queue", "serve", "--db", str(self.folder / "queue.db"), "--lease", lease]
         self._queue = subprocess.Popen(
             [sys.executable, "-m", "worker", *command, "--port", str(self.port)],
-            env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN},
+            env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
             stdout=subprocess.PIPE,
         )
         self._processes.append(self._queue)
@@ -113,6 +114,7 @@ class Site:
             "CRONIUM_API_TOKEN": TOKEN,
             "CRONIUM_STATE_DIR": str(self.folder / state),
             "CRONIUM_LOGGING_FORMAT": "json",
+            **self.environ,
             **{f"CRONIUM_{name}": value for name, value in environ.items()},
         }
 
@@ -123,8 +125,12 @@ class Site:
         self.store.put_server(entry, now_ms())
         return server.name
 
-    def submit(self, content: str, *names: str) -> str:
-        script = Script(ScriptType.BASH, content, timeout_seconds=60)
+    def submit(
+        self, content: str, *names: str, environment: Mapping[str, str] | None = None
+    ) -> str:
+        script = Script(
+            ScriptType.BASH, content, environment=dict(environment or {}), timeout_seconds=60
+        )
         return self.store.submit_script("test", script, names, now_ms())
 
     def status(self, job_id: str) -> str:
@@ -145,9 +151,9 @@ class Site:
 
 
 @contextmanager
-def open_site(folder: Path) -> Iterator[Site]:
+def open_site(folder: Path, **environ: str) -> Iterator[Site]:
     with reserved_port() as port:
-        site = Site(folder, port)
+        site = Site(folder, port, environ)
         try:
             yield site
         finally:
