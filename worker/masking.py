@@ -278,6 +278,10 @@ class _Index:
         return len(text)
 
 
+def _stripped(secret: Secret) -> Secret:
+    return Secret(secret.reveal().strip())
+
+
 @lru_cache(maxsize=64)
 def compiled(secrets: frozenset[Secret]) -> "Masker":
     """A masker of `secrets` alone, to be the base of others: jobs of one event have the same."""
@@ -289,16 +293,25 @@ class Masker:
 
     def __init__(self, secrets: Iterable[Secret] = (), *, base: "Masker | None" = None) -> None:
         self._base = base
+        self._known = {_stripped(secret) for secret in secrets}
         self._own = _Index()
-        self._own.add(secrets)
+        self._own.add(self._known)
+        self._learned: tuple[_Index, ...] = ()
 
     @property
     def indexes(self) -> tuple[_Index, ...]:
-        return (self._own,) if self._base is None else (*self._base.indexes, self._own)
+        below = () if self._base is None else self._base.indexes
+        return (*below, self._own, *self._learned)
 
     def learn(self, secrets: Iterable[Secret]) -> None:
         """Mask these too from now on."""
-        self._own.add(secrets)
+        new = frozenset(each for each in map(_stripped, secrets) if not self.knows(each))
+        if new:
+            self._known |= new
+            self._learned += compiled(new).indexes
+
+    def knows(self, secret: Secret) -> bool:
+        return secret in self._known or (self._base is not None and self._base.knows(secret))
 
     def mask(self, data: bytes) -> bytes:
         return MaskingStream(self).flush(data).data

@@ -284,6 +284,20 @@ def test_control_characters_are_masked_as_programs_write_them(printed: str) -> N
     assert found.strip(b"$'") == MASK
 
 
+def test_what_is_learned_is_masked_by_all_that_build_on_it_and_found_once() -> None:
+    base = a_masker(["known-before-all"])
+    job = Masker(base=base)
+    execution = ExecutionMasker(job)
+
+    job.learn([Secret("learned-later\n"), Secret(" known-before-all\n")])
+    before = len(job.indexes)
+    job.learn([Secret("learned-later")])
+
+    assert execution.mask(b"known-before-all, learned-later") == b"***, ***"
+    assert base.mask(b"learned-later") == b"learned-later"
+    assert len(job.indexes) == before == 3
+
+
 # Lines
 
 
