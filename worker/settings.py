@@ -393,7 +393,12 @@ class _Reader:
 
     def secret_file(self, variable: Variable[Any]) -> Path | None:
         path = self._environ.get(variable.name + "_FILE", "").strip()
-        return Path(path).expanduser() if path else None
+        if not path:
+            return None
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:  # below a home that nobody has: no such file, then
+            return Path(path)
 
     def read(self, variable: Variable[T]) -> T | None:
         """The value; None if there is none, or if it is at fault."""

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from tests.process.surroundings import Surroundings
+from worker.remote.artifact import HELPERS, load_artifact
 
 T = TypeVar("T")
 
 SOURCE = Path(__file__).parents[2] / "worker" / "remote" / "runner.sh"
 INSTALLER = SOURCE.with_name("install.sh")
-SHA256 = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
-NAME = f"runner-{SHA256[:12]}"
+ARTIFACT = load_artifact()
+SHA256 = ARTIFACT.sha256
+NAME = f"runner-{ARTIFACT.version}"
 NONCE = "N0nce"
 SHELLS = ("dash", "bash", "busybox", "mksh", "yash")
 # A script after which the janitor is sure to sweep: it has to know the day for that.
@@ -73,6 +75,7 @@ class Call:
     out: bytes = b""
     err: bytes = b""
     heads: list[str] = field(default_factory=list)
+    calls: list[tuple[str, bytes]] = field(default_factory=list)
     _pending: bytes = b""
 
     def send(self, data: bytes) -> None:
@@ -107,16 +110,18 @@ class Call:
         head = self._line()
         if head is None:
             return None
-        if head[:2] in ("o ", "e "):
-            count = int(head[2:])
+        if head[:2] in ("o ", "e ", "c "):
+            count = int(head.split()[-1])
             assert 0 < count <= 1 << 20
             while len(self._pending) < count:
                 assert self._more(), f"cut off inside {head}"
             data, self._pending = self._pending[:count], self._pending[count:]
             if head[0] == "o":
                 self.out += data
-            else:
+            elif head[0] == "e":
                 self.err += data
+            else:
+                self.calls.append((head.split()[1], data))
         self.heads.append(head)
         return head
 
@@ -186,6 +191,7 @@ class Server:
     """
 
     def __init__(self, place: Path, shell: str, **options: Unpack[Options]) -> None:
+        self.shell = shell
         self._surroundings = options.get("surroundings", Surroundings())
         self._user = options.get("user")
         place = Path(f"{self._surroundings.outside}{place}")
@@ -208,12 +214,21 @@ class Server:
         self.root.mkdir(parents=True)
         self.root.chmod(0o700)
         self.runner = self.root / NAME
-        source = SOURCE.read_text()
+        source = ARTIFACT.content.decode()
         grace = {"grace_ms=5000": f"grace_ms={options.get('grace_ms', 5000)}"}
         for old, new in {**grace, **options.get("edits", {})}.items():
             assert old in source
             source = source.replace(old, new)
         self.runner.write_text(source)
+        # As the runner unpacks them, for the time that takes.
+        self.helpers = self.root / f"helpers-{ARTIFACT.version}"
+        for name in HELPERS:
+            path = self.helpers / name
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            path.write_bytes((SOURCE.parent / "helpers" / name).read_bytes())
+            path.chmod(0o600)
+        for path in (self.helpers, self.helpers / "node_modules"):
+            path.chmod(0o700)
         if self._user is not None:
             for path in (self.home, *self.home.rglob("*")):
                 os.chown(path, self._user, self._user)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.process.runner_rig import (
+    ARTIFACT,
     NAME,
     SHELLS,
-    SOURCE,
     UNTIL_DATED,
     Call,
     Server,
@@ -63,7 +63,8 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
 
 def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
     run_id = new_id()
-    body = payload(b'echo started >>"$HOME/starts"; sleep 0.2; echo done')
+    script = b'echo started >>"$HOME/starts"; sleep 0.2; [ -d "$CRONIUM_CALLS" ] && echo done'
+    body = payload(script)
     calls = [server.call("run") for _ in range(20)]
     for call in calls:
         call.send(message(run_id, body))
@@ -311,7 +312,7 @@ def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     run_id = new_id()
     dash.run(run_id, payload(b"echo old"))
     newer = dash.root / "runner-0123456789ab"
-    newer.write_bytes(SOURCE.read_bytes())
+    newer.write_bytes(ARTIFACT.content)
     dash.runner.write_text('echo "handed over: $*"\n')
 
     call = dash.call("attach", run_id, "0", "0", runner=newer)
@@ -357,6 +358,8 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
             (server.root / name).write_text(f"{OTHER_BOOT} 5\n" * name.endswith("rebooted"))
             os.utime(server.root / name, (long_ago, long_ago))
         (server.root / "runner-000000000002").write_text("")
+        for name in ("helpers-000000000001", "helpers-000000000002"):
+            (server.root / name / "python").mkdir(parents=True)
         os.utime(server.runner, (long_ago, long_ago))
         for stamp in server.root.glob("swept.*"):
             stamp.unlink()
@@ -365,6 +368,8 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
 
         server.wait_for_the_janitor(last)
         assert not (server.root / "runner-000000000001").exists()
+        helpers = {path.name for path in server.root.glob("helpers-*")}
+        assert helpers == {server.helpers.name, "helpers-000000000002"}
         for run_id in (week_old, rebooted):
             assert not server.directory(run_id).exists()
             assert (tombs / run_id).exists()

@@ -1,9 +1,10 @@
 """The runner: runs that are ended, with all that they started."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,19 @@ def test_the_end_of_a_script_is_told_at_once(dash: Server) -> None:
     call.finish()
 
     assert time.monotonic() - began < 0.4
+
+
+def test_signals_that_wake_the_supervisor_do_not_pass_for_the_scripts_end(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.start(run_id, payload(b"sleep 0.2; exit 7"))
+        supervisor = server.supervisor(run_id)
+        with suppress(ProcessLookupError):
+            for _ in range(400):
+                os.kill(supervisor, signal.SIGURG)
+                time.sleep(0.001)
+        call.finish()
+        # bash may lose a status over a signal; then it must say so.
+        assert call.end in ((7, "exit"), (125, "lost") if server.shell == "bash" else None)
+
+    in_every_shell(tmp_path, check)

@@ -1,6 +1,7 @@
 """The runner: a disk that is full."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +154,46 @@ def test_a_run_can_be_cancelled_with_neither_room_nor_files_left(server: Server)
     call.finish()
     assert (call.out, call.end) == (b"on\n", (130, "cancel"))
     assert carriers(run_id) == []
+
+
+def test_a_call_is_told_on_a_full_disk_and_answered_once_there_is_room(server: Server) -> None:
+    run_id = new_id()
+    script = b"cronium.getVariable K; echo end"
+    call = server.start(run_id, payload(script))
+    call.read_until(lambda call: len(call.calls) == 1)
+    filler = fill(server)
+    again = server.call("attach", run_id, "0", "0")
+    again.read_until(lambda call: len(call.calls) == 1)
+    call_id = again.calls[0][0]
+    answer = b"ok\n" + b"v" * 100_000
+
+    refused = server.call("answer", run_id, call_id, str(len(answer)))
+    refused.send(answer)
+    status = refused.finish()
+    filler.unlink()
+    taken = server.call("answer", run_id, call_id, str(len(answer)))
+    taken.send(answer)
+    assert taken.finish() == 0
+
+    assert status == 73
+    assert refused.complaint.startswith("cronium: no room for the answer")
+    again.finish()
+    assert again.out == b"v" * 100_000 + b"\nend\n"
+
+
+def test_helpers_are_unpacked_whole_or_the_run_is_refused(server: Server) -> None:
+    helper = server.helpers / "cronium.bash"
+    size = helper.stat().st_size
+    helper.unlink()
+    filler = fill(server)
+    # Room for its first page.
+    os.truncate(filler, filler.stat().st_size // 4096 * 4096 - 4096)
+    call = server.call("run")
+    call.send(message(new_id(), payload(b"touch $HOME/started")))
+
+    assert call.finish() == 73
+    assert not helper.exists()
+    assert not list(server.helpers.glob(".new*"))
+    filler.unlink()
+    assert server.run(new_id(), payload(b"echo well")).out == b"well\n"
+    assert helper.stat().st_size == size

@@ -144,6 +144,10 @@ def test_the_environment_is_the_logins_and_ours_and_nothing_else(server: Server)
         "CRONIUM_EXECUTION_ID",
         "CRONIUM_WORK_DIR",
         "CRONIUM_INPUT_FILE",
+        "CRONIUM_CALLS",
+        "BASH_ENV",
+        "PYTHONPATH",
+        "NODE_PATH",
     }
     assert cookie == run_id
 
@@ -247,7 +251,7 @@ def test_a_runner_that_differs_says_so_and_does_not_greet(server: Server) -> Non
 
 def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
     whole = server.runner.read_bytes()
-    for size in (100, len(whole) // 2, len(whole) - len(b'main "$@"\nexit\n')):
+    for size in (100, whole.index(b"\nsupervise() {"), whole.index(b'\nmain "$@"\nexit\n')):
         server.runner.write_bytes(whole[:size])
         call = server.call("run")
         call.send(message(new_id(), payload(b"touch $HOME/started")))

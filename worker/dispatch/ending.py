@@ -8,6 +8,8 @@ from worker.remote.frames import Ended, Reason
 # The runner gives a script 5 s between TERM and KILL, and its word may be 30 s late; then the
 # connection or the runner is taken for lost.
 LATEST_WORD_SECONDS = 35
+# The app keeps durations as integers of 32 bits, and a server may say anything.
+MAX_WALL_MS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Ending:
 
 def ending_of(frame: Ended, *, limit_seconds: int, output_limit_bytes: int) -> Ending:
     """The run's own end, given the limits that it had."""
-    wall_ms = frame.wall_ms
+    wall_ms = min(frame.wall_ms, MAX_WALL_MS)
     match frame.reason:
         case Reason.EXIT if frame.code == 0:
             return Ending(Outcome.SUCCESS, None, 0, wall_ms)
@@ -36,8 +38,7 @@ def ending_of(frame: Ended, *, limit_seconds: int, output_limit_bytes: int) -> E
             error = f"the script was ended by signal {frame.code - 128}"
             return Ending(Outcome.FAILED, error, frame.code, wall_ms)
         case Reason.OUTPUT_LIMIT:
-            error = f"the run printed more than its limit of {output_limit_bytes} bytes"
-            return Ending(Outcome.FAILED, error, frame.code, wall_ms)
+            return over_output_limit(output_limit_bytes, frame.code, wall_ms)
         case Reason.TIMEOUT:
             error = f"the script was over its limit of {limit_seconds} s"
             return Ending(Outcome.TIMED_OUT, error, None, wall_ms)
@@ -48,3 +49,8 @@ def ending_of(frame: Ended, *, limit_seconds: int, output_limit_bytes: int) -> E
             return Ending(Outcome.LOST, error, None, wall_ms)
         case Reason.FORGOTTEN:
             return Ending(Outcome.LOST, "the run was forgotten by the server")
+
+
+def over_output_limit(limit_bytes: int, code: int, wall_ms: int | None = None) -> Ending:
+    error = f"the run printed more than its limit of {limit_bytes} bytes"
+    return Ending(Outcome.FAILED, error, code, wall_ms)

@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 import trio
 
-from worker.dispatch.ending import LATEST_WORD_SECONDS, Ending, ending_of
+from worker.dispatch.ending import LATEST_WORD_SECONDS, Ending, ending_of, over_output_limit
 from worker.dispatch.helper_calls import HelperCalls
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import Outcome, Phase
@@ -29,8 +29,13 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
-# However late it is, a run whose output still comes is not lost.
+# A run whose output still comes is not lost, late as it is, unless it comes slower than this.
 UNHEARD_SECONDS = 30
+SLOWEST_BYTES_PER_SECOND = 20_000
+# The runner looks once a second whether a run is over its limit, and gives it 5 s to end; where
+# even more than this comes on top of the limit, the run is not heard to its end.
+OVERSHOOT_BYTES = 1024 * 1024 * 1024
+KILLED = 137
 # Answers on their way at once: sshd has 10 channels for a connection, and may have fewer.
 ANSWERS_AT_ONCE = 4
 ANSWER_ATTEMPTS = 4
@@ -63,7 +68,8 @@ class Following:
         self._plan = plan
         self._execution = execution
         self._session = session
-        self._settings = settings
+        self._output_limit = settings.jobs.run_max_output_bytes
+        self._most_bytes = self._output_limit + OVERSHOOT_BYTES
         self._cancelled = cancelled
         self._still_ours = still_ours
         self._sink = sink
@@ -72,11 +78,16 @@ class Following:
         self._begun = begun
         self._received = {Stream.STDOUT: offsets.stdout, Stream.STDERR: offsets.stderr}
         self._was_heard_of = was_heard_of
+        self._failure: str | None = None  # of the last connection
+        self._held_up = 0.0  # how long the sink took
+        self._latest_word = math.inf  # once it was cancelled
+        self._since = 0.0
         self.began: float | None = None
 
     async def run(self, attachment: Attachment | None) -> Ending:
         """Follow the run to its end; without an `attachment`, one is to be made."""
         structlog.contextvars.bind_contextvars(phase=Phase.EXECUTION)
+        self._since = trio.current_time()
         result = None
         with trio.move_on_at(self._latest_end()) as limit:
             async with trio.open_nursery() as nursery:
@@ -88,7 +99,9 @@ class Following:
         if self._cancelled.is_set():
             error = "the job was cancelled, and nothing was heard of the run after that"
             return Ending(Outcome.CANCELLED, error)
-        error = "nothing was heard of the run until long after its limit"
+        error = "nothing was heard of the run's end until long after its limit"
+        if self._failure:
+            error = f"{error}; {self._failure}"
         return Ending(Outcome.LOST, error)
 
     async def _follow(
@@ -112,7 +125,8 @@ class Following:
                     failure = error
                 if isinstance(failure, SupersededError) and not await self._still_ours():
                     await trio.sleep_forever()  # whoever asked cancels the whole job
-                log.warning("connection_lost", error=str(failure))
+                self._failure = str(failure)
+                log.warning("connection_lost", error=self._failure)
                 if isinstance(failure, RunnerMissingError):
                     await self._session.drop_runner()
                 attachment = None
@@ -144,11 +158,14 @@ class Following:
                     self._session.made_progress()
                     # However long that takes: the sink waits where its disk is full.
                     latest, limit.deadline = limit.deadline, math.inf
+                    before = trio.current_time()
                     await self._sink(stream, data)
+                    self._held_up += trio.current_time() - before
                     self._received[stream] += len(data)
+                    if sum(self._received.values()) > self._most_bytes:
+                        return over_output_limit(self._output_limit, KILLED)
                     latest = min(latest, limit.deadline)  # a cancel may have come meanwhile
-                    # A run that is over may still have much to hand on, over a slow line.
-                    limit.deadline = max(latest, trio.current_time() + UNHEARD_SECONDS)
+                    limit.deadline = max(latest, self._latest_output())
                 case Call(call_id, request) as call if call.can_be_answered:
                     self._session.made_progress()
                     # At once, for the run's end may be the next to come.
@@ -159,7 +176,7 @@ class Following:
                     return ending_of(
                         ended,
                         limit_seconds=self._plan.limit_seconds,
-                        output_limit_bytes=self._settings.jobs.run_max_output_bytes,
+                        output_limit_bytes=self._output_limit,
                     )
                 case Superseded():
                     raise SupersededError("another worker has attached to the run")
@@ -194,8 +211,8 @@ class Following:
         await self._cancelled.wait()
         log.info("run_cancelling")
         # A server that is gone does not hold up the job's end for the rest of its time.
-        latest = trio.current_time() + LATEST_WORD_SECONDS
-        limit.deadline = min(limit.deadline, latest)
+        self._latest_word = trio.current_time() + LATEST_WORD_SECONDS
+        limit.deadline = min(limit.deadline, self._latest_word)
         while True:
             try:
                 if await self._session.signal_beside(self._execution.id):
@@ -214,5 +231,12 @@ class Following:
     def _latest_end(self) -> float:
         """When the run must have been heard of; the runner has the limit, this is for a runner
         or a server that is gone."""
-        began = self.began or trio.current_time()
-        return began + self._plan.limit_seconds + LATEST_WORD_SECONDS
+        began = self.began or self._since
+        return min(began + self._plan.limit_seconds + LATEST_WORD_SECONDS, self._latest_word)
+
+    def _latest_output(self) -> float:
+        """Until when more is waited for, now that something came: a run that is over may still
+        have much to hand on, over a slow line; but not for ever, a byte now and then."""
+        earned = sum(self._received.values()) / SLOWEST_BYTES_PER_SECOND + self._held_up
+        soon = trio.current_time() + UNHEARD_SECONDS
+        return min(soon, self._latest_end() + UNHEARD_SECONDS + earned)

@@ -14,6 +14,7 @@ from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import EXIT_CODES, Outcome, Phase, PhaseTimes, ServerResult
 from worker.dispatch.setup import Setup
 from worker.errors import WorkerError
+from worker.logs import printable
 from worker.remote.credentials import Credentials
 from worker.remote.runner import Offsets
 from worker.remote.session import Remote, ServerSession, forget_for_sure
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 # What is left of a cleanup when the worker is to end.
 HASTE_SECONDS = 5
+MAX_ERROR_CHARACTERS = 1000
 
 NOTHING_RECEIVED = Offsets()
 
@@ -187,7 +189,7 @@ class ServerExecution:
             started_at=self._started_at,
             ended_at=now_ms(),
             times=self._times(ending.wall_ms),
-            error=ending.error,
+            error=None if ending.error is None else _told(ending.error),
             runner=self._session.source if self._session is not None else None,
             script_output=self._calls.output,
             condition=self._calls.condition,
@@ -210,6 +212,11 @@ async def _hasten(cleanup: trio.CancelScope) -> None:
         await trio.sleep_forever()
     finally:
         cleanup.deadline = min(cleanup.deadline, trio.current_time() + HASTE_SECONDS)
+
+
+def _told(error: str) -> str:
+    """One line, that moves no cursor: a part of it may be a server's own words."""
+    return printable(" ".join(error.split())[:MAX_ERROR_CHARACTERS])
 
 
 def _ms(seconds: float) -> int:

@@ -18,7 +18,7 @@ from worker.errors import (
     SshError,
     WorkerError,
 )
-from worker.remote.frames import Ended, Started
+from worker.remote.frames import Ended, Reason, Started
 from worker.remote.payload import Payload
 from worker.remote.runner import Attachment, RunRequest
 from worker.remote.session import ServerSession
@@ -166,6 +166,7 @@ async def _first_word(attachment: Attachment) -> Started:
         match await attachment.receive():
             case Started() as started:
                 return started
+            case Ended(reason=Reason.FORGOTTEN):
+                raise RunForgottenError("the run is forgotten: it was reported before")
             case Ended(reason=reason):
-                # A tombstone is the one thing that comes before the run's first word.
-                raise RunForgottenError(f"the run is {reason}: it was reported before")
+                raise ProtocolError(f"the runner told the run's end ({reason}) before its start")

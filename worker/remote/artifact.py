@@ -1,8 +1,16 @@
-"""The runner as it is shipped: one version of it, named by its content."""
+"""The runner as it is shipped, with the scripts' helpers: one version, named by its content."""
 
 import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
+
+# What the runner unpacks beside itself; it has the same list.
+HELPERS = (
+    "cronium.bash",
+    "python/cronium.py",
+    "python/sitecustomize.py",
+    "node_modules/cronium/index.js",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,17 @@ class Artifact:
 
 def load_artifact() -> Artifact:
     here = files("worker.remote")
-    content = (here / "runner.sh").read_bytes()
+    helpers = {name: (here / "helpers" / name).read_bytes() for name in HELPERS}
+    content = (here / "runner.sh").read_bytes() + _carried(helpers)
     installer = (here / "install.sh").read_text()
     return Artifact(content, installer, hashlib.sha256(content).hexdigest())
+
+
+def _carried(helpers: dict[str, bytes]) -> bytes:
+    """`helpers` as what stands behind the end of a shell script.
+
+    No shell runs it, but where a server has no tool for digests one reads all of it as a check,
+    and misses the brace in an artifact that was cut off.
+    """
+    parts = [b"===%b\n%b" % (name.encode(), text) for name, text in helpers.items()]
+    return b"{ : <<'===end'\n%b===end\n}\n" % b"".join(parts)

@@ -9,6 +9,8 @@ from worker.errors import ConnectionLostError
 
 # With more than this not yet taken, the server is asked to wait.
 PAUSE_BYTES = 1024 * 1024
+# Given to the Trio side at once: every second byte may be a frame, and the loop waits meanwhile.
+PIECE_BYTES = 64 * 1024
 # What of stderr is worth keeping: the runner's one-line reasons.
 MAX_STDERR_BYTES = 4096
 
@@ -96,13 +98,16 @@ class Channel(asyncssh.SSHClientSession[bytes]):
                 return b""
             self._readable = trio.Event()
             await self._readable.wait()
-        data = b"".join(self._received)
-        self._received.clear()
-        self._received_bytes = 0
-        if self._paused:
+        taken = [self._received.popleft()]
+        size = len(taken[0])
+        while self._received and size + len(self._received[0]) <= PIECE_BYTES:
+            taken.append(self._received.popleft())
+            size += len(taken[-1])
+        self._received_bytes -= size
+        if self._paused and self._received_bytes <= PAUSE_BYTES // 2:
             self._paused = False
             self._channel.resume_reading()
-        return data
+        return b"".join(taken)
 
     @property
     def stderr(self) -> str:

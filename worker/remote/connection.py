@@ -104,7 +104,10 @@ class Connection:
         key = connection.get_server_host_key()
         if key is None:  # it takes another key exchange than those of KEX
             raise SshError("the server showed no host key")
-        self.host_key = HostKey.of(key, str(connection.get_extra_info("peername")[0]))
+        peer = connection.get_extra_info("peername")
+        if peer is None:
+            raise PassingConnectError("the server closed the connection after the login")
+        self.host_key = HostKey.of(key, str(peer[0]))
 
     @asynccontextmanager
     async def exec(self, command: str) -> AsyncIterator[Channel]:
@@ -117,12 +120,12 @@ class Connection:
                 _, channel = await aio_as_trio(self._connection.create_session)(
                     Channel, command, encoding=None
                 )
-        except (asyncssh.Error, OSError) as error:
-            raise ConnectionLostError(f"no channel could be opened: {error}") from error
         except trio.TooSlowError as error:
             # Keepalives are answered by sshd itself, so they do not show a server that hangs.
             self._connection.abort()
             raise ConnectionLostError("the server does not answer") from error
+        except Exception as error:  # whatever asyncssh stumbled over, as below
+            raise ConnectionLostError(f"no channel could be opened: {error}") from error
         try:
             yield channel
         finally:
@@ -182,7 +185,7 @@ async def open_connection(
             keepalive_count_max=KEEPALIVES_UNANSWERED,
             client_version="cronium-worker",
         )
-    except (asyncssh.Error, OSError, ValueError) as error:  # ValueError: nonsense on the wire
+    except Exception as error:  # nonsense on the wire comes as whatever asyncssh stumbled over
         refusal = clients[-1].refusal if clients else None
         raise refusal or translated(error, target, credential.doubt) from error
     connection = Connection(raw, is_new=clients[-1].is_new)
@@ -214,5 +217,8 @@ def translated(error: Exception, target: Target, doubt: str = "") -> SshError:
         case OSError():
             reason = error.strerror or str(error)
             return ConnectError(f"{target.host}:{target.port} cannot be reached: {reason}")
-        case _:
+        case asyncssh.Error():
             return ConnectError(f"no SSH session with {target}: {error}")
+        case _:
+            kind = type(error).__name__
+            return ConnectError(f"no SSH session with {target}: it sent nonsense ({kind}: {error})")

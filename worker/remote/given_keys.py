@@ -44,7 +44,7 @@ def parse_given_key(text: str) -> GivenKey:
         )
     try:
         key = asyncssh.import_public_key(text)
-    except asyncssh.KeyImportError:
+    except (ValueError, OverflowError):  # the latter where a number in it is negative
         raise ValueError("the public key is damaged") from None
     return GivenKey(key.get_fingerprint(), public_line(key))
 

@@ -34,7 +34,10 @@ try_root() {
     # Whoever may write beside the root could have put one there meanwhile.
     refuse_foreign
     chmod 700 "$root" 2>/dev/null
-    [ -f "$root/$name" ] && is_whole "$root/$name" && return 0
+    if [ -f "$root/$name" ] && is_whole "$root/$name"; then
+        unpack_helpers
+        return
+    fi
     new=$root/.new.$$.$nonce
     write_artifact 2>/dev/null || {
         rm -f "$new"
@@ -49,6 +52,15 @@ try_root() {
     mv -f "$new" "$root/$name" 2>/dev/null || {
         rm -f "$new"
         why="$why $root cannot be written;"
+        return 1
+    }
+    unpack_helpers
+}
+
+# The artifact carries them, and knows how.
+unpack_helpers() {
+    sh "$root/$name" +unpack "$nonce" 2>/dev/null || {
+        why="$why $root has no room for the helpers;"
         return 1
     }
 }

@@ -44,6 +44,8 @@ class KnownHosts:
                 self._load(line.strip())
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
+            except Exception as error:  # over some keys asyncssh stumbles
+                raise ValueError(f"line {number}: Invalid public key") from error
 
     def _load(self, line: str) -> None:
         if not line or line.startswith("#"):

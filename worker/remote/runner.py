@@ -181,6 +181,7 @@ async def answer(
         "answer",
         execution_id,
         call_id,
+        str(len(answer)),
         message=answer,
         fine=(0, NO_SUCH_RUN_STATUS),
     )

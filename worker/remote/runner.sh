@@ -12,6 +12,11 @@ max_looks=200
 settle_s=3600
 # Above one pipe's worth a fork per piece is cheap; the worker refuses frames over 1 MiB.
 piece=262144
+# What a script asks for in one call: with its header it fits into the worker's 1 MiB.
+call_limit=1047552
+# Told and not yet answered. The worker does 8 at once, and each look goes through all of them.
+most_calls=100
+helper_files='cronium.bash python/cronium.py python/sitecustomize.py node_modules/cronium/index.js'
 newline='
 '
 
@@ -22,6 +27,11 @@ main() {
     shift 2
     case $verb in
     +supervise) supervise "$@" ;;
+    # For the installer.
+    +unpack)
+        unpack_helpers
+        exit
+        ;;
     # The verb was handed over by another artifact, which has greeted already.
     +*) verb=${verb#+} ;;
     *)
@@ -46,6 +56,13 @@ main() {
         find_run || fail 66 "no run $id"
         hand_over signal "$id" "$2"
         signal_run "$2"
+        ;;
+    answer)
+        [ $# -eq 3 ] || fail 64 'usage: answer NONCE ID CALL LENGTH'
+        check_id "$1" && is_call "$2" && is_number "$3" || fail 64 'bad argument'
+        find_run || fail 66 "no run $id"
+        hand_over answer "$id" "$2" "$3"
+        take_answer "$2" "$3"
         ;;
     forget) forget_all "$@" ;;
     list) list_all ;;
@@ -76,10 +93,17 @@ check_id() {
     is_name "$id"
 }
 
+# Of a call, as a helper makes it up.
+is_call() {
+    case $1 in '' | *[!A-Za-z0-9._-]*) return 1 ;; esac
+    [ ${#1} -le 64 ]
+}
+
 name_artifact() {
     artifact=${1##*/runner-}
     case $artifact in *[!0-9a-f]*) artifact=000000000000 ;; esac
     [ ${#artifact} -eq 12 ] || artifact=000000000000
+    helpers=${1%/*}/helpers-$artifact
 }
 
 check_own_digest() {
@@ -188,7 +212,7 @@ read_claim() {
     read_link "$run/go"
     supervisor=${target%%.*} target=${target#*.}
     supervisor_started=${target%%.*} target=${target#*.}
-    supervisor_boot=${target%%.*}
+    supervisor_boot=${target%%.*} calls=calls.${target#*.}
 }
 
 supervisor_lives() {
@@ -272,6 +296,7 @@ run_from_stdin() {
         [ -z "$received" ] || break
         # Somebody has had output of it: it did start, and is gone.
         [ "$out_at" = 0 ] && [ "$err_at" = 0 ] || fail 66 "no run $id"
+        have_helpers || unpack_helpers || fail 73 "the helpers could not be put into $helpers"
         make_room
         receive_payload
         launch
@@ -305,6 +330,32 @@ drain_stdin() {
     [ -n "$received" ] || cat >/dev/null
 }
 
+# They may have been deleted, one or all: what cleans /tmp goes by the age of each file.
+have_helpers() {
+    for file in $helper_files; do
+        [ -s "$helpers/$file" ] || return 1
+    done
+}
+
+# From behind the last line that the shell reads of us. Each file appears whole, and is the same in every
+# writing, so that nobody who does this at the same time is disturbed.
+unpack_helpers() {
+    new=$helpers/.new.$$.$nonce
+    for file in $helper_files; do
+        unpack_helper "$helpers/$file" 2>/dev/null || {
+            rm -f "$new"
+            return 1
+        }
+    done
+}
+
+unpack_helper() {
+    mkdir -p "${1%/*}" || return
+    # By cat, as a full disk is no reason for every sed to fail.
+    sed -e "1,\\|^===$file\$|d" -e '/^===/,$d' "$0" | cat >"$new" || return
+    [ -s "$new" ] && mv -f "$new" "$1"
+}
+
 # Makes this call's own part of the run directory, in the first root that can be written.
 make_room() {
     token=$$-$nonce cgroup=${nest:+"$nest/cronium-$id-$$"}
@@ -312,7 +363,8 @@ make_room() {
         if [ -e "$root" ] || [ -h "$root" ]; then refuse_foreign; fi
         run=$root/runs/$id in=$root/runs/$id/in.$token
         # The cgroup last, for it is no reason to fail.
-        mkdir -p "$in" "$run/work.$token" ${cgroup:+"$cgroup"} 2>/dev/null || [ -d "$run/work.$token" ] || continue
+        mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
+            [ -d "$run/calls.$token" ] || continue
         warm_cgroup
         # Whoever may write beside the root could have put one there meanwhile.
         refuse_foreign
@@ -344,7 +396,7 @@ drop_payload() {
     rm -rf "$in"
     # It keeps the cgroup busy.
     [ -z "$warmer" ] || wait "$warmer"
-    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run" 2>/dev/null
+    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
 }
 warmer=''
 
@@ -470,7 +522,8 @@ supervise() {
     printf 'new %s %s\n' "$$" "$supervisor_started" >&3 2>/dev/null
     exec 3>&-
     # After the pipe was closed: mksh keeps a copy of it in what it starts. $$ is us, also in there.
-    (while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
+    # It begins between two seconds, where sleep can, for that is when scripts that sleep go on.
+    (sleep 0.4; while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
     ticker=$!
     date +%s >epoch &
     watch
@@ -558,9 +611,14 @@ become_script() {
         *) directory=${HOME-}/$directory ;;
         esac
     fi
+    # Not by NODE_OPTIONS: node would not start where the file cannot be read, as in another account's
+    # or a container's, and what the script starts there has our environment.
+    preload=''
+    [ "$interpreter" != node ] || preload="--require $helpers/node_modules/cronium/index.js"
     # From here on nothing of ours may be a variable: the entries may have any name.
     # shellcheck disable=SC2086  # words, to be split
-    set -- "$run/$in" "$id" "$interpreter" "$directory" $reset $detacher "$interpreter" "$run/$in/script"
+    set -- "$run/$in" "$id" "$interpreter" "$directory" "$run/calls.$token" "$helpers" \
+        $reset $detacher "$interpreter" $preload "$run/$in/script"
     cd "$4" 2>/dev/null || {
         printf 'cronium: cannot enter the working directory %s\n' "$4" >&2
         exit 126
@@ -574,12 +632,17 @@ become_script() {
     . "$1/environment"
     trap - EXIT
     exec 2>&3 3>&-
-    export CRONIUM_EXECUTION_ID="$2" CRONIUM_WORK_DIR="$PWD" CRONIUM_INPUT_FILE="$1/input"
+    export CRONIUM_EXECUTION_ID="$2" CRONIUM_WORK_DIR="$PWD" CRONIUM_INPUT_FILE="$1/input" CRONIUM_CALLS="$5"
+    # What they are without us comes after the helpers.
+    if [ -n "${BASH_ENV-}" ]; then export CRONIUM_BASH_ENV="$BASH_ENV"; else unset CRONIUM_BASH_ENV; fi
+    export BASH_ENV="$6/cronium.bash" \
+        PYTHONPATH="$6/python${PYTHONPATH:+:$PYTHONPATH}" \
+        NODE_PATH="$6/node_modules${NODE_PATH:+:$NODE_PATH}"
     command -v "$3" >/dev/null 2>&1 || {
         printf 'cronium: the interpreter %s is not installed (not found in PATH)\n' "$3" >&2
         exit 127
     }
-    shift 4
+    shift 6
     exec "$@"
 }
 
@@ -603,13 +666,28 @@ watch() {
 
 # A wait ends for the script or for a signal to us, and its status does not say which.
 was_interrupted() {
-    [ -n "$woken" ] && [ "$code" -gt 128 ] || return 1
-    woken=''
+    # Of HUP, TERM or URG, which has one of three numbers, however the shell counts from there.
+    case $((code % 128)) in
+    1 | 15) [ -n "$woken" ] || return 1 ;;
+    16 | 21 | 23) ;;
+    *) return 1 ;;
+    esac
     kill -0 "$script_pid" 2>/dev/null && return 0
-    # Some shells reap as soon as the script ends; they then still have its status.
-    wait "$script_pid"
-    again=$?
-    [ "$again" -eq 127 ] || code=$again
+    # Some shells reap as soon as the script ends; they then still have its status, but a signal
+    # may end this wait too.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        wait "$script_pid"
+        again=$?
+        [ "$again" -ge 0 ] && [ "$again" -ne 127 ] || break
+        code=$again
+        [ "$code" -gt 128 ] || return 1
+    done
+    # bash leaves a wait from within the signal's handler, perhaps with a status that it has read
+    # and not yet noted: that is gone, and must not pass for death by that signal.
+    case ${BASH_VERSION:+bash}$((code % 128)) in
+    bash1 | bash15) [ "$again" -eq "$code" ] || code=125 reason=lost ;;
+    bash*) code=125 reason=lost ;;
+    esac
     return 1
 }
 
@@ -860,9 +938,10 @@ find_group_by_ps() {
 attach_started() {
     cd "$run" || exit
     verdict=${verdict#new }
-    supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot
+    supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot calls=calls.$token
     exec 4<out 5<err
     take_over
+    state=new
     printf 'r new 0\n'
     follow
 }
@@ -923,7 +1002,8 @@ follow() {
     trap '' URG
     # bash tells of every sleep that we end.
     exec 2>/dev/null
-    tick=0.05 tick_ms=50 quiet_ms=0
+    tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0
+    [ "$state" != attached ] || tell_what_was_said
     while :; do
         ended=''
         [ -h exit ] && ended=1
@@ -937,6 +1017,9 @@ follow() {
             send_waiting
         fi
         if [ -n "$ended" ]; then
+            # Of what is said while a worker leaves and another comes, only the helper knows when it
+            # has been heard. Where there was one worker only, it has heard all.
+            [ "$state" = new ] || tell_what_was_said
             set_record "$exit_record"
             printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu"
             exit 0
@@ -945,9 +1028,59 @@ follow() {
             printf 'x 125 lost 0 0\n'
             exit 0
         fi
+        if look_for_calls; then tell_calls; fi
         choose_tick
         [ "$sent" -ge "$piece" ] || pause
     done
+}
+
+# Sets fresh: calls that wait and that this attachment has not told yet. Forks nothing.
+look_for_calls() {
+    fresh='' still=' ' room=$((most_calls - told_count)) told_count=0
+    for path in "$calls"/*.req; do
+        call=${path#"$calls/"}
+        call=${call%.req}
+        # The directory is the script's own, so anything may lie in it.
+        is_call "$call" && [ -f "$path" ] && [ ! -h "$path" ] && [ ! -e "$calls/$call.ans" ] || continue
+        case $told in
+        *" $call "*) still="$still$call " told_count=$((told_count + 1)) ;;
+        *) [ "$room" -le 0 ] || fresh="$fresh $call" room=$((room - 1)) ;;
+        esac
+    done
+    # Without those that have had their answers.
+    told=$still
+    [ -n "$fresh" ]
+}
+
+tell_calls() {
+    for call in $fresh; do
+        send_file "$call" "$calls/$call.req"
+        told="$told$call " told_count=$((told_count + 1))
+    done
+}
+
+# It outlives the worker that heard it.
+tell_what_was_said() {
+    for call in output condition; do
+        path=$calls/$call.said
+        [ -f "$path" ] && [ ! -h "$path" ] && send_file "$call" "$path"
+    done
+}
+
+# Sends file $2 as call $1, with as many bytes as announced, also where it is made smaller or removed
+# meanwhile; what is no request is left out.
+send_file() {
+    # shellcheck disable=SC2046  # fields, to be split
+    set -- "$1" "$2" $(ls -lnd "$2")
+    case ${3-} in -*) n=$7 ;; *) return ;; esac
+    is_number "$n" && [ "$n" -gt 0 ] && [ "$n" -le "$call_limit" ] || return
+    printf 'c %s %s\n' "$1" "$n" || exit 74
+    # All that is read at once is written, with NULs in the place of what is missing.
+    { records=$(dd bs="$n" count=1 conv=sync <"$2" 2>&1 >&6) || records=''; } 6>&1
+    case $records in
+    1+0* | 0+1*) ;;
+    *) dd if=/dev/zero bs="$n" count=1 || exit 74 ;;
+    esac
 }
 
 send_waiting() {
@@ -993,12 +1126,13 @@ choose_tick() {
 }
 whole_seconds=''
 
-# Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit.
+# Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit, or
+# in the calls.
 pause() {
     sleep "$tick" >/dev/null &
     sleeper=$!
     trap 'kill "$sleeper"' URG
-    if [ -h exit ]; then kill "$sleeper"; else wait "$sleeper"; fi
+    if [ -h exit ] || look_for_calls; then kill "$sleeper"; else wait "$sleeper"; fi
     # Not every sleep takes fractions.
     [ $? -ne 1 ] || whole_seconds=1
     trap '' URG
@@ -1035,6 +1169,25 @@ signal_run() {
         fi
         nap
     done
+}
+
+# In a name that is no call's until it is whole; where nobody waits any more it is dropped.
+take_answer() {
+    cd "$run" 2>/dev/null || fail 66 "no run $id"
+    answer=answer.$$.$nonce
+    cat >"$answer" 2>/dev/null || {
+        rm -f "$answer"
+        fail 73 "no room for the answer in $root"
+    }
+    # The end of a connection is the end of the input too. Some wc put blanks before the number.
+    [ $(($(wc -c <"$answer"))) -eq "$2" ] || {
+        rm -f "$answer"
+        fail 74 'half an answer'
+    }
+    for path in calls.*/"$1".req; do
+        [ -f "$path" ] && [ ! -h "$path" ] && mv -f "$answer" "${path%.req}.ans" 2>/dev/null && return
+    done
+    rm -f "$answer"
 }
 
 forget_all() {
@@ -1182,7 +1335,7 @@ drop_artifacts() {
         { read -r starter <"$path"; } 2>/dev/null && used="$used$starter "
     done
     for path in $(find . -path './*/*' -prune -o -name 'runner-*' -type f -mtime +30 -print); do
-        case $used in *" ${path##*-} "*) ;; *) rm -f "$path" ;; esac
+        case $used in *" ${path##*-} "*) ;; *) rm -rf "$path" "helpers-${path##*-}" ;; esac
     done
 }
 
