@@ -93,7 +93,6 @@ def test_no_verb_reads_or_writes_a_root_that_another_has_prepared(
 
 
 @as_root
-@pytest.mark.xfail(reason="runner.sh looks at who has the root, and not at what is below")
 @pytest.mark.parametrize("link", ["runs", "runs/ID"])
 def test_nothing_is_written_through_a_link_in_a_root_that_was_open_to_all(
     link: str, dash: Server

@@ -360,8 +360,8 @@ unpack_helper() {
 make_room() {
     token=$$-$nonce cgroup=${nest:+"$nest/cronium-$id-$$"}
     for root in $roots; do
-        if [ -e "$root" ] || [ -h "$root" ]; then refuse_foreign; fi
         run=$root/runs/$id in=$root/runs/$id/in.$token
+        refuse_foreign
         # The cgroup last, for it is no reason to fail.
         mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
             [ -d "$run/calls.$token" ] || continue
@@ -388,8 +388,10 @@ warm_cgroup() {
 }
 
 refuse_foreign() {
-    [ ! -h "$root" ] || fail 69 "$root is a link: refused"
-    is_ours "$root" || fail 69 "$root is not ours: refused"
+    for place in "$root" "$root/runs" "$run"; do
+        [ ! -h "$place" ] || fail 69 "$place is a link: refused"
+        [ ! -e "$place" ] || is_ours "$place" || fail 69 "$place is not ours: refused"
+    done
 }
 
 drop_payload() {

@@ -14,6 +14,9 @@ _COUNTS_AT = _header.size - _counts.size
 # So much more than half of the limit the ring has room for: bytes of one write, which are not
 # counted before its end, do not take the place of any that are wanted.
 PIECE_BYTES = 256 * 1024
+# A header that says more is damaged.
+MOST_LIMIT_BYTES = 2**32
+MOST_RECEIVED_BYTES = 2**50
 
 
 class Spool:
@@ -43,7 +46,10 @@ class Spool:
             return
         self.exists = True
         if len(head) == _header.size and head.startswith(MAGIC):
-            _, self.limit, self.received, self.source = _header.unpack(head)
+            _, limit, received, source = _header.unpack(head)
+            # Nothing of ours is larger, or has been received faster than that.
+            if limit <= MOST_LIMIT_BYTES and max(received, source) <= MOST_RECEIVED_BYTES:
+                self.limit, self.received, self.source = limit, received, source
 
     def write(self, data: bytes, *, source: int | None = None) -> None:
         """Add the next bytes, PIECE_BYTES at most and perhaps none: the file is there then.
