@@ -122,6 +122,8 @@ PLACES = places(JOB)[1:]
 
 @settings(max_examples=500)
 @given(st.sampled_from(PLACES), st.sampled_from(HOSTILE) | json_values)
+@example(("metadata", "eventId"), "\0")
+@example(("metadata", "servers", 0, "id"), "\0")
 @example(("metadata", "servers", 0, "id"), "../../x")
 @example(("metadata", "servers", 0, "name"), "a\nb")
 @example(("execution", "environment", "A"), "x\0y")

@@ -107,7 +107,7 @@ def plan_job(
     servers = _servers(job)
     return Plan(
         job_id=job.id,
-        event_id="" if metadata.event_id is None else str(metadata.event_id),
+        event_id=_event_id(metadata.event_id),
         executions=tuple(
             PlannedExecution(execution_id(job.id, server.id, job.attempts), server)
             for server in servers
@@ -144,6 +144,12 @@ def execution_id(job_id: str, server_id: str, attempts: int) -> str:
         return plain
     digest = hashlib.sha256(plain.encode()).hexdigest()[:24]
     return f"exec_{job_id[: MAX_EXECUTION_ID - 40]}_{digest}_{attempts}"
+
+
+def _event_id(given: str | int | None) -> str:
+    if isinstance(given, str) and "\0" in given:
+        raise JobError("metadata.eventId: holds a NUL")
+    return "" if given is None else str(given)
 
 
 def _limit(timeout: float | None, max_seconds: float) -> int:
@@ -220,7 +226,7 @@ def _servers(job: JobBody) -> tuple[Server, ...]:
     elif isinstance(target.server_details, msgspec.Raw) and target.server_details != NULL:
         entries = [_server(target.server_details, 0)]
     elif target.server_id is not None:
-        missing = str(target.server_id)
+        missing = _plain(str(target.server_id))
         fault = "the claim has no details of this server"
         entries = [Server(missing, f"server-{missing}", None, fault)]
     else:
@@ -248,9 +254,9 @@ def _server(raw: msgspec.Raw, index: int) -> Server:
         body = _server_body.decode(raw)
     except UNDECODABLE as error:
         key = _key_of(raw)
-        server_id = f"entry-{index}" if key.id in (None, "") else str(key.id)
+        server_id = f"entry-{index}" if key.id in (None, "") else _plain(str(key.id))
         return Server(server_id, _name(key.name or server_id), None, f"server entry: {error}")
-    server_id = str(body.id)
+    server_id = _plain(str(body.id))
     name = _name(body.name or body.host or server_id)
     fault = _fault(body)
     if fault:
@@ -275,7 +281,13 @@ def _key_of(raw: msgspec.Raw) -> _ServerKey:
         return _ServerKey()
 
 
+def _plain(server_id: str) -> str:
+    return server_id.replace("\0", "?")
+
+
 def _fault(body: ServerBody) -> str | None:
+    if isinstance(body.id, str) and "\0" in body.id:
+        return "id: holds a NUL"
     if not is_host(body.host):
         return f"host: {body.host!r} is not a host"
     if not 1 <= body.port <= 65535:
