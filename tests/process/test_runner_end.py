@@ -345,11 +345,28 @@ def test_signals_that_wake_the_supervisor_do_not_pass_for_the_scripts_end(tmp_pa
         call = server.start(run_id, payload(b"sleep 0.2; exit 7"))
         supervisor = server.supervisor(run_id)
         with suppress(ProcessLookupError):
-            for _ in range(400):
+            for _ in range(100):
                 os.kill(supervisor, signal.SIGURG)
-                time.sleep(0.001)
+                time.sleep(0.005)
         call.finish()
         # bash may lose a status over a signal; then it must say so.
         assert call.end in ((7, "exit"), (125, "lost") if server.shell == "bash" else None)
+
+    in_every_shell(tmp_path, check)
+
+
+def test_an_exit_code_is_told_as_it_is_whatever_signals_come(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        for code in (1, 15, 16, 23, 127, 128, 200):
+            run_id = new_id()
+            call = server.start(run_id, payload(b"sleep 0.05; exit %d" % code))
+            with suppress(ProcessLookupError):
+                supervisor = server.supervisor(run_id)
+                for _ in range(30):
+                    os.kill(supervisor, signal.SIGURG)
+                    time.sleep(0.005)
+            call.finish()
+            lost = (125, "lost") if server.shell == "bash" else None
+            assert call.end in ((code, "exit"), lost)
 
     in_every_shell(tmp_path, check)

@@ -668,12 +668,9 @@ watch() {
 
 # A wait ends for the script or for a signal to us, and its status does not say which.
 was_interrupted() {
-    # Of HUP, TERM or URG, which has one of three numbers, however the shell counts from there.
-    case $((code % 128)) in
-    1 | 15) [ -n "$woken" ] || return 1 ;;
-    16 | 21 | 23) ;;
-    *) return 1 ;;
-    esac
+    [ -n "$woken" ] || return 1
+    woken=''
+    is_of_our_signals || return 1
     kill -0 "$script_pid" 2>/dev/null && return 0
     # Some shells reap as soon as the script ends; they then still have its status, but a signal
     # may end this wait too.
@@ -682,15 +679,24 @@ was_interrupted() {
         again=$?
         [ "$again" -ge 0 ] && [ "$again" -ne 127 ] || break
         code=$again
-        [ "$code" -gt 128 ] || return 1
+        is_of_our_signals || return 1
     done
     # bash leaves a wait from within the signal's handler, perhaps with a status that it has read
-    # and not yet noted: that is gone, and must not pass for death by that signal.
+    # and not yet noted: that is gone, and must not pass for death by that signal. In others 127 is
+    # the script's own, or says that the first wait had its status; nothing dies of an URG.
     case ${BASH_VERSION:+bash}$((code % 128)) in
+    1 | 15) ;;
     bash1 | bash15) [ "$again" -eq "$code" ] || code=125 reason=lost ;;
     bash*) code=125 reason=lost ;;
+    *) code=$again ;;
     esac
     return 1
+}
+
+# HUP, TERM or URG, which has one of three numbers, however the shell counts from there.
+is_of_our_signals() {
+    [ "$code" -gt 128 ] || return 1
+    case $((code % 128)) in 1 | 15 | 16 | 21 | 23) ;; *) return 1 ;; esac
 }
 
 # Sets code and reason where the run is to be ended.
