@@ -187,8 +187,8 @@ async def test_bash_python_and_node_ask_for_everything(server: Sshd, tmp_path: P
     async with running_worker(tmp_path) as rig:
         names = rig.add(server.server)
 
-        with trio.fail_after(60):
-            for kind, content in scripts.items():
+        for kind, content in scripts.items():
+            with trio.fail_after(60):
                 reports[kind] = await ran(rig, names, content, kind)
 
     for report in reports.values():
