@@ -724,7 +724,8 @@ async def end_of_a_call(server_factory: Callable[[], asyncssh.SSHServer]) -> Ssh
     """How a command on such a server ended; None if with all that it had to say."""
     async with listening(server_factory) as port, trio_asyncio.open_loop():
         check = HostKeyCheck(HostKeyPolicy.OFF, Address("127.0.0.1", port))
-        with trio.fail_after(5):  # noqa: ASYNC912  the connection is a checkpoint
+        with trio.fail_after(5):
+            await trio.lowlevel.checkpoint()
             try:
                 async with (
                     open_connection(
