@@ -1048,8 +1048,7 @@ look_for_calls() {
     for path in "$calls"/*.req; do
         call=${path#"$calls/"}
         call=${call%.req}
-        # The directory is the script's own, so anything may lie in it.
-        is_call "$call" && [ -f "$path" ] && [ ! -h "$path" ] && [ ! -e "$calls/$call.ans" ] || continue
+        is_call "$call" && [ -f "$path" ] && [ ! -e "$calls/$call.ans" ] || continue
         case $told in
         *" $call "*) still="$still$call " told_count=$((told_count + 1)) ;;
         *) [ "$room" -le 0 ] || fresh="$fresh $call" room=$((room - 1)) ;;
@@ -1070,13 +1069,12 @@ tell_calls() {
 # It outlives the worker that heard it.
 tell_what_was_said() {
     for call in output condition; do
-        path=$calls/$call.said
-        [ -f "$path" ] && [ ! -h "$path" ] && send_file "$call" "$path"
+        [ ! -f "$calls/$call.said" ] || send_file "$call" "$calls/$call.said"
     done
 }
 
 # Sends file $2 as call $1, with as many bytes as announced, also where it is made smaller or removed
-# meanwhile; what is no request is left out.
+# meanwhile; what is no request is left out: the directory is the script's own, so anything may lie in it.
 send_file() {
     # shellcheck disable=SC2046  # fields, to be split
     set -- "$1" "$2" $(ls -lnd "$2")
@@ -1193,7 +1191,7 @@ take_answer() {
         fail 74 'half an answer'
     }
     for path in calls.*/"$1".req; do
-        [ -f "$path" ] && [ ! -h "$path" ] && mv -f "$answer" "${path%.req}.ans" 2>/dev/null && return
+        mv -f "$answer" "${path%.req}.ans" 2>/dev/null && return
     done
     rm -f "$answer"
 }
