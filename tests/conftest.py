@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +15,9 @@ import pytest
 
 from tests.ports import reserved_port
 from worker.demo.sshd import LocalServer, Sshd, open_fleet, open_sshd, unusable_reason
+
+# A shell cannot undo that it was ignored, as nohup has it, and neither could a runner started here.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

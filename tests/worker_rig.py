@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-import trio_asyncio
 
 from tests.queue_rig import TOKEN, QueueRig, running_queue
 from worker import settings
-from worker.api.client import open_client
-from worker.api.runtime import open_runtimes
 from worker.clock import now_ms
 from worker.database import Database
 from worker.demo.sshd import LocalServer
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
-from worker.service import Service
+from worker.service import Service, open_service
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
 
@@ -149,13 +146,10 @@ async def worker_on(
     )
     with open_state(state) as database:
         async with (
-            trio_asyncio.open_loop(),
-            open_client(loaded.api, worker_id(database, None)) as client,
-            open_runtimes(loaded.runtime, client) as runtimes,
+            open_service(loaded, database, worker_id(database, None)) as service,
             trio.open_nursery() as nursery,
         ):
             drain = trio.Event()
-            service = Service(loaded, client, runtimes, database)
             nursery.start_soon(service.run, drain)
             yield WorkerRig(queue, database, service, drain)
             drain.set()

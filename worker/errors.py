@@ -104,6 +104,10 @@ class ConnectionLostError(SshError):
     """The SSH connection ended while it was in use."""
 
 
+class NoChannelError(ConnectionLostError):
+    """This connection gives no further channel; another one may."""
+
+
 class RunnerMissingError(SshError):
     """There is no usable runner at the path that was called."""
 

@@ -83,15 +83,11 @@ class ReportedExecution:
         )
         return result
 
-    async def yield_connection(self) -> None:
-        await self._inner.yield_connection()
-
     async def clean_up(self) -> None:
         self.is_clean = await self._inner.clean_up()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._printed.close()
-        await self._inner.close()
 
     async def _announce(self) -> None:
         await self._inner.begun.wait()

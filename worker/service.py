@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
@@ -24,6 +26,7 @@ from worker.relay import Relay
 from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
+from worker.remote.pool import Pool, open_pool
 from worker.remote.session import Remote
 from worker.settings import DrainPolicy, Settings
 from worker.state.directory import HEARTBEAT, SPOOLS
@@ -44,7 +47,12 @@ SWEEP_SECONDS = 3600.0
 
 class Service:
     def __init__(
-        self, settings: Settings, client: QueueClient, runtimes: Runtimes, database: Database
+        self,
+        settings: Settings,
+        client: QueueClient,
+        runtimes: Runtimes,
+        database: Database,
+        pool: Pool,
     ) -> None:
         """Raises StateError if the key of the state cannot be used."""
         self._settings = settings
@@ -60,7 +68,7 @@ class Service:
         self._relay = Relay(client, self._outbox, self._runs, database)
         artifact = load_artifact()
         remote = Remote(
-            Connector(settings.ssh, database),
+            pool,
             Deployments(
                 database, artifact, verify_after_seconds=settings.ssh.runner_verify_after_seconds
             ),
@@ -157,20 +165,31 @@ class Service:
             await trio.sleep_until(next_beat)
 
 
+@asynccontextmanager
+async def open_service(
+    settings: Settings, database: Database, worker_id: str
+) -> AsyncIterator[Service]:
+    """A service with all that it reaches the API and servers by."""
+    async with (
+        trio_asyncio.open_loop() as loop,
+        open_client(settings.api, worker_id) as client,
+        open_runtimes(settings.runtime, client) as runtimes,
+        open_pool(Connector(settings.ssh, database), settings.ssh) as pool,
+    ):
+        # trio-asyncio would end the worker for what asyncio only reports.
+        loop.set_exception_handler(_log_stray)
+        yield Service(settings, client, runtimes, database, pool)
+
+
 async def serve(settings: Settings, database: Database, worker_id: str) -> bool:
     """The whole worker, until a signal has drained it; whether the API has heard all it must.
 
     The first signal drains, the second cancels what runs, the third ends the process at once.
     """
     async with (
-        trio_asyncio.open_loop() as loop,
-        open_client(settings.api, worker_id) as client,
-        open_runtimes(settings.runtime, client) as runtimes,
+        open_service(settings, database, worker_id) as service,
         trio.open_nursery() as nursery,
     ):
-        # trio-asyncio would end the worker for what asyncio only reports.
-        loop.set_exception_handler(_log_stray)
-        service = Service(settings, client, runtimes, database)
         drain = trio.Event()
         await nursery.start(_obey_signals, service, drain)
         log.info("worker_started", version=__version__, endpoint=settings.api.endpoint)

@@ -104,6 +104,7 @@ class SshSettings:
     known_hosts: Path | None
     keepalive_seconds: float
     max_connections: int
+    idle_seconds: float
     runner_verify_after_seconds: float
 
 
@@ -320,6 +321,13 @@ SSH_MAX_CONNECTIONS = Variable(
     values.whole(1, 10000),
     default="500",
 )
+SSH_IDLE_TIMEOUT = Variable(
+    "CRONIUM_SSH_IDLE_TIMEOUT",
+    "an SSH connection that no job has used for so long is closed",
+    "0s to 24h",
+    values.seconds(0, 86400),
+    default="5m",
+)
 RUNNER_VERIFY_AFTER = Variable(
     "CRONIUM_RUNNER_VERIFY_AFTER",
     "a deployed runner not verified for so long has its digest compared before it is used",
@@ -374,6 +382,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     SSH_KNOWN_HOSTS,
     SSH_KEEPALIVE,
     SSH_MAX_CONNECTIONS,
+    SSH_IDLE_TIMEOUT,
     RUNNER_VERIFY_AFTER,
     LOGGING_LEVEL,
     LOGGING_FORMAT,
@@ -500,6 +509,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             "known_hosts": read(SSH_KNOWN_HOSTS),
             "keepalive_seconds": read(SSH_KEEPALIVE),
             "max_connections": read(SSH_MAX_CONNECTIONS),
+            "idle_seconds": read(SSH_IDLE_TIMEOUT),
             "runner_verify_after_seconds": read(RUNNER_VERIFY_AFTER),
         },
         "logs": {

@@ -243,7 +243,7 @@ cronium.getVariable K
             rig.drain.set()
             await rig.until(job_id, "queued")
             go.touch()
-            (run,) = server.server.home.glob(".cache/cronium/runs/*")
+            (run,) = server.server.home.glob(f".cache/cronium/runs/exec_{job_id}_*")
             while not list(run.glob("calls.*/*.req")):
                 await trio.sleep(0.01)
 

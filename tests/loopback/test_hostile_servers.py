@@ -529,7 +529,7 @@ class Pausing:
 
 
 async def test_what_comes_is_taken_in_piece_by_piece_while_the_server_waits() -> None:
-    below, channel, packet = Pausing(), Channel(), b"k\n" * 16384
+    below, channel, packet = Pausing(), Channel(lambda _: None), b"k\n" * 16384
     channel.connection_made(cast("asyncssh.SSHClientChannel[bytes]", below))
     for _ in range(40):
         channel.data_received(packet, None)
@@ -727,15 +727,13 @@ async def end_of_a_call(server_factory: Callable[[], asyncssh.SSHServer]) -> Ssh
         with trio.fail_after(5):
             await trio.lowlevel.checkpoint()
             try:
-                async with (
-                    open_connection(
-                        Target("127.0.0.1", port, "deploy", Credential()),
-                        OpenedCredential(KEY, None),
-                        check,
-                        keepalive_seconds=30,
-                    ) as connection,
-                    connection.exec("true") as channel,
-                ):
+                async with open_connection(
+                    Target("127.0.0.1", port, "deploy", Credential()),
+                    OpenedCredential(KEY, None),
+                    check,
+                    keepalive_seconds=30,
+                ) as connection:
+                    channel = await connection.exec("true")
                     while await channel.receive():
                         pass
             except SshError as error:

@@ -165,7 +165,7 @@ def test_the_runs_are_forgotten_however_late_the_api_hears_of_their_end(
 ) -> None:
     site.start_queue()
     name = site.add(sshd.server)
-    worker = site.start_worker(CLEANUP_TIMEOUT="1s")
+    worker = site.start_worker(SSH_IDLE_TIMEOUT="1s")
     go = tmp_path / "go"
     job_id = site.submit(f"until [ -e {go} ]; do sleep 0.05; done; echo hello", name)
     worker.wait_for_event("execution_started")

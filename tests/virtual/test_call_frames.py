@@ -26,6 +26,7 @@ from worker.jobs import Jobs
 from worker.ownership import Ownership
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments, Source, UsableRunner
+from worker.remote.pool import Pool
 from worker.remote.session import Remote
 
 RUNNER = "/home/deploy/runner-1"
@@ -49,6 +50,13 @@ class Channel:
 
     def send_eof(self) -> None:
         self.told.set()
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def is_closed(self) -> bool:
+        return False
 
     async def receive(self) -> bytes:
         try:
@@ -91,27 +99,30 @@ class FakeServer:
     answering: int = 0
     most_answering: int = 0
     connections: int = 0
-
-    async def crowded(self) -> None:
-        await trio.sleep_forever()
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        await trio.lowlevel.checkpoint()
-        yield
+    channels: int = 0
+    lost: trio.Event = field(default_factory=trio.Event)
 
     @asynccontextmanager
     async def connection(self, *_args: object) -> AsyncIterator["FakeServer"]:
         await trio.lowlevel.checkpoint()
         self.connections += 1
+        self.lost = trio.Event()
         yield self
+
+    def edition(self) -> None:
+        """There is no known_hosts."""
+
+    async def check(self, *_args: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def judge(self, *_args: object) -> bool:
+        return False
 
     async def runner(self, *_args: object) -> UsableRunner:
         await trio.lowlevel.checkpoint()
         return UsableRunner(RUNNER, Source.CACHED, None)
 
-    @asynccontextmanager
-    async def exec(self, command: str) -> AsyncIterator[Channel]:
+    async def exec(self, command: str) -> Channel:
         await trio.lowlevel.checkpoint()
         self.commands.append(command)
         shell, path, verb, nonce, *arguments = command.split(" ")
@@ -120,26 +131,27 @@ class FakeServer:
         channel.say(b"\ncronium h %b 1 abc\n" % nonce.encode())
         if verb in ("run", "attach"):
             self.nursery.start_soon(self.plays.popleft(), channel)
-            yield channel
         elif verb == "answer":
             self.answering += 1
             self.most_answering = max(self.most_answering, self.answering)
-            try:
-                await trio.sleep(self.answer_seconds)
-                fault = self.answer_faults.popleft() if self.answer_faults else 0
-                if isinstance(fault, Exception):
-                    raise fault
-                channel.exit(fault)
-                yield channel
+            await trio.sleep(self.answer_seconds)
+            fault = self.answer_faults.popleft() if self.answer_faults else 0
+            if isinstance(fault, Exception):
+                self.answering -= 1
+                raise fault
+            channel.exit(fault)
+
+            def answered() -> None:
+                self.answering -= 1
                 if fault == 0:
                     assert channel.told.is_set()
                     assert arguments[0] == "exec_job_1_1_0"
                     self.answers.append((arguments[1], channel.stdin))
-            finally:
-                self.answering -= 1
+
+            channel.close = answered  # type: ignore[method-assign]
         else:
             channel.exit(0)
-            yield channel
+        return channel
 
     def answered(self, call_id: str) -> list[bytes]:
         return [answer for each, answer in self.answers if each == call_id]
@@ -176,8 +188,9 @@ def runtimes() -> FakeRuntimes:
 
 
 @pytest.fixture
-def jobs(rig: Rig, there: FakeServer, runtimes: FakeRuntimes) -> Jobs:
-    remote = Remote(cast("Connector", there), cast("Deployments", there))
+def jobs(rig: Rig, there: FakeServer, runtimes: FakeRuntimes, nursery: trio.Nursery) -> Jobs:
+    pool = Pool(cast("Connector", there), SETTINGS.ssh, nursery)
+    remote = Remote(pool, cast("Deployments", there))
     around = Surroundings(
         SETTINGS, rig.database, remote, rig.relay, rig.runs, cast("Runtimes", runtimes)
     )
@@ -359,7 +372,7 @@ async def test_an_answer_is_tried_again_where_no_channel_could_be_had(
     await ran(rig, jobs, a_job(a_server(1)))
 
     assert len(there.answered("1")) == 1
-    assert there.connections == 1
+    assert there.connections == 2
 
 
 async def test_an_answer_for_a_run_that_is_gone_is_dropped(

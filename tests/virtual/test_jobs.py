@@ -18,6 +18,7 @@ from worker.ownership import Ownership
 from worker.remote.connection import Connection
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
+from worker.remote.pool import Pool
 from worker.remote.session import Remote
 from worker.settings import load
 
@@ -36,13 +37,8 @@ class BlackHole:
     def __init__(self) -> None:
         self.open = 0
 
-    async def crowded(self) -> None:
-        await trio.sleep_forever()
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        await trio.lowlevel.checkpoint()
-        yield
+    def edition(self) -> None:
+        """There is no known_hosts."""
 
     @asynccontextmanager
     async def connection(self, *_args: object) -> AsyncIterator[Connection]:
@@ -74,8 +70,9 @@ def network() -> BlackHole:
 
 
 @pytest.fixture
-def jobs(rig: Rig, network: BlackHole) -> Jobs:
-    remote = Remote(cast("Connector", network), cast("Deployments", None))
+def jobs(rig: Rig, network: BlackHole, nursery: trio.Nursery) -> Jobs:
+    pool = Pool(cast("Connector", network), SETTINGS.ssh, nursery)
+    remote = Remote(pool, cast("Deployments", None))
     around = Surroundings(
         SETTINGS, rig.database, remote, rig.relay, rig.runs, Runtimes(rig.queue.client)
     )

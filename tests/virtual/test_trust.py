@@ -24,7 +24,7 @@ ONE, OTHER = (
 @pytest.fixture
 def trust() -> Iterator[HostTrust]:
     database = Database(":memory:", MIGRATIONS, inline=True)
-    settings = SshSettings(HostKeyPolicy.ACCEPT_NEW, None, 30, 10, 60)
+    settings = SshSettings(HostKeyPolicy.ACCEPT_NEW, None, 30, 10, 300, 60)
     yield HostTrust(settings, database)
     database.close()
 

@@ -7,15 +7,11 @@ import trio
 
 from worker.dispatch.result import ServerResult
 
-# Connections close in a moment, or are not worth more.
-CLOSE_SECONDS = 5.0
-
 
 class Child(Protocol):
     async def run(self) -> ServerResult: ...
-    async def yield_connection(self) -> None: ...
     async def clean_up(self) -> object: ...
-    async def close(self) -> None: ...
+    def close(self) -> None: ...
 
 
 Report = Callable[[tuple[ServerResult, ...]], Awaitable[bool]]
@@ -26,7 +22,7 @@ async def fan_out(children: Sequence[Child], report: Report) -> None:
 
     Servers are independent: one child's failure is its own result. When `report` says that
     the results were accepted, each child cleans up; otherwise the runs stay as they are.
-    Cancellation closes every child's connection and reports nothing.
+    Cancellation closes every child and reports nothing.
     """
     results: dict[int, ServerResult] = {}
     all_ended, reported = trio.Event(), trio.Event()
@@ -37,15 +33,11 @@ async def fan_out(children: Sequence[Child], report: Report) -> None:
             results[index] = await child.run()
             if len(results) == len(children):
                 all_ended.set()
-            async with trio.open_nursery() as waiting:
-                waiting.start_soon(child.yield_connection)
-                await reported.wait()
-                waiting.cancel_scope.cancel()
+            await reported.wait()
             if accepted:
                 await child.clean_up()
         finally:
-            with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                await child.close()
+            child.close()
 
     async with trio.open_nursery() as nursery:
         for index, child in enumerate(children):

@@ -187,7 +187,7 @@ class Following:
         for attempt in range(ANSWER_ATTEMPTS):
             try:
                 async with self._answers:
-                    await self._session.answer_beside(self._execution.id, call_id, answer)
+                    await self._session.answer(self._execution.id, call_id, answer)
             except WorkerError as error:
                 failure = error
             else:
@@ -215,10 +215,11 @@ class Following:
         limit.deadline = min(limit.deadline, self._latest_word)
         while True:
             try:
-                if await self._session.signal_beside(self._execution.id):
-                    return
+                await self._session.signal(self._execution.id)
             except SshError as error:
                 log.warning("signal_failed", error=str(error))
+            else:
+                return
             await trio.sleep(1)
 
     def begin(self, started: Started) -> None:

@@ -45,8 +45,8 @@ class Resumption:
 class ServerExecution:
     """One child of the fan-out.
 
-    `run` says how the execution ended, `clean_up` forgets the run on the server, `close` gives
-    up the connection; a run that goes on is not touched by that. `begun` is set when the script
+    `run` says how the execution ended, `clean_up` forgets the run on the server; a run that goes
+    on when they are cancelled is not touched by that. `begun` is set when the script
     is known to run, `sink` called with what it prints, `still_ours` when somebody else attaches;
     `calls` are its script's.
     """
@@ -117,14 +117,8 @@ class ServerExecution:
             log.exception("execution_fault")
             fault = f"a fault of the worker: {type(error).__name__}: {error}"
             return self._result(Ending(Outcome.LOST, fault))
-
-    async def yield_connection(self) -> None:
-        """Once the execution has ended: give the connection up when another one needs it, or
-        when its job's end is long in coming."""
-        if self._session is not None:
-            with trio.move_on_after(self._settings.phases.cleanup_seconds):
-                await self._session.yield_when_crowded()
-            await self._session.close()
+        finally:
+            self._session.close()
 
     async def clean_up(self) -> bool:
         """Forget the run, within that phase's limit; whether nothing of it is left.
@@ -157,17 +151,13 @@ class ServerExecution:
             return str(error)
         return None
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
     async def _run_phases(
         self, session: ServerSession, setup: Setup, following: Following
     ) -> ServerResult:
         # A job that was cancelled meanwhile is not started, but its run may have been.
         left = self._resumption
         if left.has_begun or (left.may_have_begun and self._cancelled.is_set()):
-            await session.take_slot()
+            await session.take_place()
             return self._result(await following.run(None))
         begun = await setup.run()
         if not isinstance(begun, Ending):

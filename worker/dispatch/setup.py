@@ -64,7 +64,7 @@ class Setup:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up, nursery.cancel_scope)
             # Waiting for the worker's own limit is not the server's fault: no setup time passes.
-            await self._session.take_slot()
+            await self._session.take_place()
             self.began = trio.current_time()
             with trio.move_on_after(seconds) as limit:
                 begun = await self._try_to_start()

@@ -1,6 +1,7 @@
 """One exec on an SSH connection, as a Trio-flavoured byte stream."""
 
 from collections import deque
+from collections.abc import Callable
 
 import asyncssh
 import trio
@@ -22,12 +23,14 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     nothing crosses between the loops per read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_closed: Callable[["Channel"], None]) -> None:
+        self._on_closed = on_closed
         self._chan: asyncssh.SSHClientChannel[bytes] | None = None
         self._received: deque[bytes] = deque()
         self._received_bytes = 0
         self._paused = False
         self._closed = False
+        self._is_given_up = False
         self._lost: Exception | None = None
         self._readable = trio.Event()
         self._writable = trio.Event()
@@ -38,6 +41,8 @@ class Channel(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._chan = chan
+        if self._is_given_up:
+            chan.close()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if datatype is not None:
@@ -56,6 +61,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self._lost = exc
+        self._on_closed(self)
         self._readable.set()
         self._writable.set()
 
@@ -66,6 +72,18 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._writable.set()
 
     # The Trio side.
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other side has closed it, be there more to receive or not."""
+        return self._closed
+
+    async def wait_closed(self) -> None:
+        """Until the other side knows it closed; what comes until then is dropped."""
+        while not self._closed:
+            self._received.clear()
+            self._readable = trio.Event()
+            await self._readable.wait()
 
     async def send_all(self, data: bytes) -> None:
         """Raises ConnectionLostError if the channel has gone."""
@@ -120,7 +138,10 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         return self._channel.get_exit_status()
 
     def close(self) -> None:
-        self._channel.close()
+        """Give it up; one that is not open yet is closed when it is."""
+        self._is_given_up = True
+        if self._chan is not None:
+            self._chan.close()
 
     @property
     def _channel(self) -> asyncssh.SSHClientChannel[bytes]:

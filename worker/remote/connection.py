@@ -1,14 +1,17 @@
 """SSH connections, through trio-asyncio; the one place where asyncssh's errors are translated."""
 
+import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import asyncssh
 import trio
+import trio_asyncio
 from asyncssh.public_key import SSHOpenSSHCertificate
 from trio_asyncio import aio_as_trio
 
@@ -17,6 +20,7 @@ from worker.errors import (
     ConnectError,
     ConnectionLostError,
     HostKeyError,
+    NoChannelError,
     PassingConnectError,
     SshError,
 )
@@ -36,6 +40,12 @@ CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly130
            "aes128-ctr", "aes256-ctr"]  # fmt: skip
 KEEPALIVES_UNANSWERED = 3
 CLOSE_SECONDS = 2.0
+# sshd over its MaxSessions says the second; others say what suits them.
+REFUSED = {
+    asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED,
+    asyncssh.OPEN_CONNECT_FAILED,
+    asyncssh.OPEN_RESOURCE_SHORTAGE,
+}
 # How long a server may take to start a command.
 ANSWER_SECONDS = 30.0
 
@@ -65,6 +75,13 @@ class _Client(asyncssh.SSHClient):
         self._certificate: SSHOpenSSHCertificate | None = None
         self.is_new = False
         self.refusal: HostKeyError | None = None
+        self.lost = trio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncssh's signature
+        self.lost.set()
+
+    def judge(self, check: HostKeyCheck, key: asyncssh.SSHKey) -> bool:
+        return check.judge(key, self._certificate)
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         """Take certificates out of asyncssh's hands, which shows a client their authority alone
@@ -85,7 +102,7 @@ class _Client(asyncssh.SSHClient):
         key: asyncssh.SSHKey,
     ) -> bool:
         try:
-            self.is_new = self._check.judge(key, self._certificate)
+            self.is_new = self.judge(self._check, key)
         except HostKeyError as error:
             self.refusal = error
             return False
@@ -95,41 +112,75 @@ class _Client(asyncssh.SSHClient):
 class Connection:
     """An authenticated connection; made by `open_connection`.
 
-    `is_new` says that nothing was known of the server's key.
+    `is_new` says that nothing was known of the server's key; `channels` is how many are open,
+    and `lost` is set once it has gone.
     """
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, *, is_new: bool) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, client: _Client) -> None:
         self._connection = connection
-        self.is_new = is_new
+        self._client = client
+        self.is_new = client.is_new
+        self.lost = client.lost
+        self._open: set[Channel] = set()
         key = connection.get_server_host_key()
         if key is None:  # it takes another key exchange than those of KEX
             raise SshError("the server showed no host key")
         peer = connection.get_extra_info("peername")
         if peer is None:
             raise PassingConnectError("the server closed the connection after the login")
+        self._key = key
         self.host_key = HostKey.of(key, str(peer[0]))
 
-    @asynccontextmanager
-    async def exec(self, command: str) -> AsyncIterator[Channel]:
-        """Start `command` under the account's login shell.
+    @property
+    def channels(self) -> int:
+        return len(self._open)
 
-        Raises ConnectionLostError if the connection has gone or gives no further channel.
+    def judge(self, check: HostKeyCheck) -> bool:
+        """Whether the server's key is a new one by now.
+
+        Raises HostKeyError if it is not to be trusted any more.
         """
+        return self._client.judge(check, self._key)
+
+    async def exec(self, command: str) -> Channel:
+        """Start `command` under the account's login shell; the channel is the caller's to close.
+
+        Raises ConnectionLostError if the connection has gone, NoChannelError if it is there and
+        gives no further channel.
+        """
+        channel = Channel(self._open.discard)
+        self._open.add(channel)
+        starting = trio_asyncio.current_loop.get().create_task(
+            self._connection.create_session(lambda: channel, command, encoding=None)
+        )
+        done = trio.Event()
+        starting.add_done_callback(lambda _: done.set())
         try:
             with trio.fail_after(ANSWER_SECONDS):
-                _, channel = await aio_as_trio(self._connection.create_session)(
-                    Channel, command, encoding=None
-                )
+                await done.wait()
         except trio.TooSlowError as error:
             # Keepalives are answered by sshd itself, so they do not show a server that hangs.
             self._connection.abort()
             raise ConnectionLostError("the server does not answer") from error
-        except Exception as error:  # whatever asyncssh stumbled over, as below
-            raise ConnectionLostError(f"no channel could be opened: {error}") from error
-        try:
-            yield channel
         finally:
-            channel.close()
+            if not done.is_set():
+                # It goes on to be opened, and is closed then: others use the connection too.
+                channel.close()
+                starting.add_done_callback(partial(self._abandoned, channel))
+        failure = starting.exception()
+        if failure is None:
+            return channel
+        self._open.discard(channel)
+        reason = f"no channel could be opened: {failure}"
+        match failure:
+            case asyncssh.ChannelOpenError(code=code) if code in REFUSED and not self.lost.is_set():
+                raise NoChannelError(reason) from failure
+            case _:  # whatever asyncssh stumbled over, as below
+                raise ConnectionLostError(reason) from failure
+
+    def _abandoned(self, channel: Channel, starting: asyncio.Task[object]) -> None:
+        if starting.cancelled() or starting.exception() is not None:
+            self._open.discard(channel)
 
     async def close(self) -> None:
         """End the connection; one that is cancelled while it says goodbye is aborted."""
@@ -188,7 +239,7 @@ async def open_connection(
     except Exception as error:  # nonsense on the wire comes as whatever asyncssh stumbled over
         refusal = clients[-1].refusal if clients else None
         raise refusal or translated(error, target, credential.doubt) from error
-    connection = Connection(raw, is_new=clients[-1].is_new)
+    connection = Connection(raw, clients[-1])
     try:
         yield connection
     finally:

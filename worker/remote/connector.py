@@ -1,4 +1,4 @@
-"""Connections within the worker's limits, their host keys checked and pinned."""
+"""Connections, their host keys checked and pinned; few at a time to one server."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,6 +10,7 @@ from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.given_keys import GivenKey
 from worker.remote.host_keys import HostKeyCheck
+from worker.remote.known_hosts import Edition
 from worker.remote.refusals import Refusals
 from worker.remote.scan import host_key_with
 from worker.remote.target import Target
@@ -21,7 +22,7 @@ HANDSHAKES_PER_SERVER = 8
 
 
 class Connector:
-    """What all executions of this worker share to reach servers."""
+    """What is known of servers for the whole worker when a connection to one is made."""
 
     def __init__(self, settings: SshSettings, database: Database) -> None:
         self._settings = settings
@@ -29,30 +30,7 @@ class Connector:
         # By fingerprint, the keys that servers' entries gave no more of.
         self._found: dict[str, GivenKey] = {}
         self._refusals = Refusals()
-        self._slots = trio.CapacityLimiter(settings.max_connections)
-        self._crowding = trio.Event()
         self._handshakes: dict[tuple[str, int], trio.CapacityLimiter] = {}
-
-    async def crowded(self) -> None:
-        """Until somebody waits for a slot that is not there."""
-        while not self._slots.statistics().tasks_waiting:
-            await self._crowding.wait()
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """The right to one connection, within the worker's limit.
-
-        Whoever holds one idly is asked for it, see `crowded`.
-        """
-        holder = object()  # a task may hold several
-        if not self._slots.available_tokens:
-            self._crowding.set()
-            self._crowding = trio.Event()
-        await self._slots.acquire_on_behalf_of(holder)
-        try:
-            yield
-        finally:
-            self._slots.release_on_behalf_of(holder)
 
     @asynccontextmanager
     async def connection(
@@ -75,12 +53,20 @@ class Connector:
                     open_connection(
                         target,
                         credential,
-                        await self._check(target),
+                        await self.check(target),
                         keepalive_seconds=self._settings.keepalive_seconds,
                     )
                 )
 
-    async def _check(self, target: Target) -> HostKeyCheck:
+    def edition(self) -> Edition | None:
+        """Another one after every change of known_hosts."""
+        return self._trust.edition()
+
+    async def check(self, target: Target) -> HostKeyCheck:
+        """What is known of its host key just now.
+
+        Raises ConnectError if that cannot be read, or the server not be asked what it lacks.
+        """
         given = tuple(self._found.get(each.fingerprint, each) for each in target.host_keys)
         if given and not any(each.line for each in given):
             # A fingerprint does not say which kind of key to ask for.

@@ -53,8 +53,12 @@ class Credentials:
                 else:
                     # Off the loop: a passphrase is made to cost a tenth of a second, or ten.
                     self._opened[credential] = await trio.to_thread.run_sync(work)
-                self._learn(self._opened[credential].secrets)
+                self.learn(self._opened[credential])
             return self._opened[credential]
+
+    def learn(self, opened: OpenedCredential) -> None:
+        """What another job has opened is known to this one, too."""
+        self._learn(opened.secrets)
 
 
 def open_credential(credential: Credential, sealing_key: SealingKey | None) -> OpenedCredential:

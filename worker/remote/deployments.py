@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import stamina
@@ -26,11 +26,13 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsableRunner:
-    """`verify_sha256` is given where the digest must be compared before use."""
+    """`verify_sha256` is given where the digest must be compared before use; else it is
+    `good_for_seconds`."""
 
     path: str
     source: Source
     verify_sha256: str | None
+    good_for_seconds: float = 0
 
 
 class Deployments:
@@ -55,10 +57,10 @@ class Deployments:
             # A server that was made anew behind its address has another key and an empty disk.
             if cached is not None and cached.host_key == connection.host_key.fingerprint:
                 age_ms = now_ms() - cached.verified_at
-                verify = not 0 <= age_ms <= self._verify_after_ms  # a clock set back verifies
-                return UsableRunner(
-                    cached.path, Source.CACHED, self._artifact.sha256 if verify else None
-                )
+                if 0 <= age_ms <= self._verify_after_ms:  # a clock set back verifies
+                    good_for = (self._verify_after_ms - age_ms) / 1000
+                    return UsableRunner(cached.path, Source.CACHED, None, good_for)
+                return UsableRunner(cached.path, Source.CACHED, self._artifact.sha256)
             path = await self._deploy(connection)
             runner = CachedRunner(
                 self._artifact.version,
@@ -68,11 +70,13 @@ class Deployments:
                 now_ms(),
             )
             await self._database.run(lambda: self._cache.put(key, runner))
-            return UsableRunner(path, Source.DEPLOYED, None)
+            return UsableRunner(path, Source.DEPLOYED, None, self._verify_after_ms / 1000)
 
-    async def verified(self, key: ServerKey) -> None:
+    async def verified(self, key: ServerKey, runner: UsableRunner) -> UsableRunner:
         """The runner answered after its digest was compared."""
         await self._database.run(lambda: self._cache.verified(key, now=now_ms()))
+        good_for = self._verify_after_ms / 1000
+        return replace(runner, verify_sha256=None, good_for_seconds=good_for)
 
     async def missing(self, key: ServerKey) -> None:
         """No usable runner answered: the next call deploys."""

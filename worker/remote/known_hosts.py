@@ -17,6 +17,7 @@ from worker.remote.address import SSH_PORT, Address
 from worker.remote.key_kinds import KINDS
 
 Keys = tuple[asyncssh.SSHKey, ...]
+Edition = tuple[int, int, int]
 
 _entry = re.compile(r"(?P<marker>@\S+\s+)?(?P<names>\S+)(?P<rest>\s.*)", re.DOTALL)
 
@@ -91,15 +92,21 @@ class KnownHostsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Edition | None = None
         self._known = KnownHosts("")
+
+    def edition(self) -> Edition | None:
+        """Another one after every change; None while it cannot be read."""
+        try:
+            return _edition(self._path.stat())
+        except OSError:
+            return None
 
     def read(self) -> KnownHosts:
         """Raises ConnectError if it cannot be read: until it can, nobody is to be trusted."""
         try:
             with self._path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+                seen = _edition(os.fstat(file.fileno()))
                 if seen != self._seen:
                     # Comments may be in any encoding.
                     self._known = KnownHosts(file.read().decode(errors="replace"))
@@ -111,3 +118,7 @@ class KnownHostsFile:
         except ValueError as error:
             raise ConnectError(f"CRONIUM_SSH_KNOWN_HOSTS: {self._path}: {error}") from error
         return self._known
+
+
+def _edition(status: os.stat_result) -> Edition:
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -3,8 +3,8 @@
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import trio
@@ -66,6 +66,10 @@ class Attachment:
         self._said_hello = False
         self._frames: deque[Frame] = deque()
 
+    def close(self) -> None:
+        """Detach; the run goes on."""
+        self._channel.close()
+
     async def receive(self) -> Frame:
         """The next frame; there is one after another until the run's last.
 
@@ -104,7 +108,7 @@ async def deploy(connection: Connection, artifact: Artifact) -> str:
     Raises DeployError, with the server's reason, if it could not be put there whole.
     """
     nonce = _nonce()
-    async with connection.exec("sh") as channel:
+    with closing(await connection.exec("sh")) as channel:
         try:
             await channel.send_all(artifact.install_script(nonce))
             channel.send_eof()
@@ -124,40 +128,64 @@ async def deploy(connection: Connection, artifact: Artifact) -> str:
     return said
 
 
-@asynccontextmanager
-async def start(
-    connection: Connection,
-    path: str,
-    request: RunRequest,
-    *,
-    verify_sha256: str | None,
-) -> AsyncIterator[Attachment]:
-    """Start the run, unless it was ever started, and attach to it from the beginning."""
-    nonce = _nonce()
-    verify = f" {verify_sha256}" if verify_sha256 else ""
-    async with connection.exec(f"sh {path} run {nonce}{verify}") as channel:
+class WaitingRun:
+    """A `run` on the server that has not been told yet what to run."""
+
+    def __init__(self, channel: Channel, nonce: str) -> None:
+        self._channel = channel
+        self._nonce = nonce
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self._channel.is_closed
+
+    async def begin(self, request: RunRequest) -> Attachment:
+        """Start the run, unless it was ever started, and attach to it from the beginning."""
         header = run_header(request.execution_id, 0, 0, request.limit_seconds, request.payload)
         try:
-            await channel.send_all(header + request.payload)
-            channel.send_eof()
+            await self._channel.send_all(header + request.payload)
+            self._channel.send_eof()
         except ConnectionLostError:
             pass  # what the other side said before it closed tells more than this
-        yield Attachment(channel, nonce)
+        except trio.Cancelled:
+            self._channel.close()
+            raise
+        return Attachment(self._channel, self._nonce)
+
+    def close(self) -> None:
+        """It ends without a word; also what it has begun to attach to is let go."""
+        self._channel.close()
+
+    async def closed(self) -> None:
+        """Until the server has its channel back."""
+        await self._channel.wait_closed()
 
 
-@asynccontextmanager
+async def prepare(
+    connection: Connection, path: str, *, verify_sha256: str | None = None
+) -> WaitingRun:
+    """Have the runner wait for a run; its digest is compared first where there is one."""
+    nonce = _nonce()
+    verify = f" {verify_sha256}" if verify_sha256 else ""
+    return WaitingRun(await connection.exec(f"sh {path} run {nonce}{verify}"), nonce)
+
+
 async def attach(
     connection: Connection,
     path: str,
     execution_id: str,
     offsets: Offsets,
-) -> AsyncIterator[Attachment]:
+) -> Attachment:
     """Attach to a run that was started, from `offsets` on."""
     nonce = _nonce()
     arguments = f"{execution_id} {offsets.stdout} {offsets.stderr}"
-    async with connection.exec(f"sh {path} attach {nonce} {arguments}") as channel:
+    channel = await connection.exec(f"sh {path} attach {nonce} {arguments}")
+    try:
         channel.send_eof()
-        yield Attachment(channel, nonce)
+    except ConnectionLostError:
+        channel.close()
+        raise
+    return Attachment(channel, nonce)
 
 
 async def signal(connection: Connection, path: str, execution_id: str, reason: str) -> None:
@@ -206,7 +234,8 @@ async def _call(
 ) -> None:
     nonce = _nonce()
     try:
-        async with connection.exec(f"sh {path} {verb} {nonce} {' '.join(arguments)}") as channel:
+        command = f"sh {path} {verb} {nonce} {' '.join(arguments)}"
+        with closing(await connection.exec(command)) as channel:
             with trio.fail_after(CALL_SECONDS + len(message) / SLOWEST_BYTES_PER_SECOND):
                 await channel.send_all(message)
                 channel.send_eof()

@@ -1,23 +1,33 @@
-"""One server, reached over as many connections as it takes."""
+"""One execution's way to its server, over as many connections as it takes."""
 
 import random
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
 
-from worker.errors import ConnectError, ConnectionLostError, DeployError, RunnerMissingError
+from worker.errors import (
+    ConnectError,
+    ConnectionLostError,
+    DeployError,
+    NoChannelError,
+    RunnerMissingError,
+)
 from worker.remote import runner
 from worker.remote.connection import Connection
-from worker.remote.connector import Connector
 from worker.remote.credentials import Credentials
 from worker.remote.deployments import Deployments, Source, UsableRunner
+from worker.remote.pool import Pool
+from worker.remote.pooled import PooledConnection
 from worker.remote.target import Target
 from worker.state.runner_cache import ServerKey
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 PAUSE_FIRST_SECONDS = 0.2
 PAUSE_MOST_SECONDS = 10
@@ -27,15 +37,25 @@ PAUSE_MOST_SECONDS = 10
 class Remote:
     """What reaches servers for the whole worker."""
 
-    connector: Connector
+    pool: Pool
     deployments: Deployments
 
 
-class ServerSession:
-    """A connection and a runner behind it, made where there is none; used by one task at a time.
+@dataclass(frozen=True, slots=True)
+class _There:
+    """A connection and what can be called behind it."""
 
-    `doing` says in a word or two what takes so long, `source` where the runner came from, and
-    `has_sent` that a payload has gone out, so that a run may have started.
+    pooled: PooledConnection
+    connection: Connection
+    runner: UsableRunner
+
+
+class ServerSession:
+    """A connection and a runner behind it, made where there is none.
+
+    What it attaches to is one task's at a time; `signal` and `answer` go beside that. `doing`
+    says in a word or two what takes so long, `source` where the runner came from, and `has_sent`
+    that a payload has gone out, so that a run may have started.
     """
 
     def __init__(
@@ -48,89 +68,88 @@ class ServerSession:
         job_id: str,
         has_sent: bool = False,
     ) -> None:
-        self._remote = remote
+        self._pool = remote.pool
+        self._deployments = remote.deployments
         self._target = target
         self._key = ServerKey(server_id, target.host, target.port, target.user)
         self._credentials = credentials
         self._job_id = job_id
-        self._stack = AsyncExitStack()
-        self._has_slot = False
-        self._connection: Connection | None = None
-        self._runner: UsableRunner | None = None
+        # Where it is attached, or is to be.
+        self._pooled: PooledConnection | None = None
+        self._attachment: runner.Attachment | None = None
+        self._unverified: UsableRunner | None = None
         self._pause = PAUSE_FIRST_SECONDS
         self.doing = "waiting for a connection"
         self.source: Source | None = None
         self.has_sent = has_sent
 
-    async def take_slot(self) -> None:
+    async def take_place(self) -> None:
         """Wait for the worker's own limit on connections."""
-        if not self._has_slot:
-            await self._stack.enter_async_context(self._remote.connector.slot())
-            self._has_slot = True
+        if self._pooled is None:
+            self._pooled = await self._place()
 
     async def start(self, request: runner.RunRequest) -> runner.Attachment:
         """Send the payload and attach; `verified` is to follow once the runner has answered."""
-        connection, usable = await self._reach()
-        self.doing = "starting the run"
-        self.has_sent = True
-        return await self._stack.enter_async_context(
-            runner.start(connection, usable.path, request, verify_sha256=usable.verify_sha256)
-        )
+
+        async def start(there: _There) -> runner.Attachment:
+            self.doing = "starting the run"
+            self.has_sent = True
+            verify = there.runner.verify_sha256
+            self._unverified = there.runner if verify else None
+            waiting = None if verify else there.pooled.spare.take()
+            if waiting is None:
+                waiting = await runner.prepare(
+                    there.connection, there.runner.path, verify_sha256=verify
+                )
+            return await waiting.begin(request)
+
+        return await self._attached(start)
 
     async def attach(self, execution_id: str, offsets: runner.Offsets) -> runner.Attachment:
-        connection, usable = await self._reach()
-        return await self._stack.enter_async_context(
-            runner.attach(connection, usable.path, execution_id, offsets)
+        return await self._attached(
+            lambda there: runner.attach(there.connection, there.runner.path, execution_id, offsets)
         )
 
     async def signal(self, execution_id: str) -> None:
         """End the run as cancelled."""
-        connection, usable = await self._reach()
-        await self._call(runner.signal(connection, usable.path, execution_id, "cancel"))
-
-    async def signal_beside(self, execution_id: str) -> bool:
-        """As `signal`, from another task and over the connection that there is; False if none."""
-        if self._connection is None:
-            return False
-        usable = await self._find_runner(self._connection)
-        await self._call(runner.signal(self._connection, usable.path, execution_id, "cancel"))
-        return True
-
-    async def answer_beside(self, execution_id: str, call_id: str, answer: bytes) -> bool:
-        """Answer a helper call, from another task and over the connection that there is.
-
-        False if there is none: the next attachment brings the call again.
-        """
-        if self._connection is None:
-            return False
-        usable = await self._find_runner(self._connection)
         await self._call(
-            runner.answer(self._connection, usable.path, execution_id, call_id, answer)
+            lambda there: runner.signal(
+                there.connection, there.runner.path, execution_id, "cancel"
+            ),
+            urgent=True,
         )
-        return True
+
+    async def answer(self, execution_id: str, call_id: str, answer: bytes) -> None:
+        """Answer a helper call."""
+        await self._call(
+            lambda there: runner.answer(
+                there.connection, there.runner.path, execution_id, call_id, answer
+            ),
+            urgent=True,
+        )
 
     async def forget(self, execution_id: str) -> None:
-        connection, usable = await self._reach()
-        await self._call(runner.forget(connection, usable.path, [execution_id]))
+        await self._call(
+            lambda there: runner.forget(there.connection, there.runner.path, [execution_id])
+        )
 
     async def verified(self) -> None:
         """The runner has answered, so its digest, where it was to be compared, was right."""
-        if self._runner is not None and self._runner.verify_sha256:
-            await self._remote.deployments.verified(self._key)
+        if self._unverified is not None and self._pooled is not None:
+            known = await self._deployments.verified(self._key, self._unverified)
+            self._pooled.know_runner(known)
+            self._unverified = None
 
     async def drop_runner(self) -> None:
         """What was taken for a runner is none: it is deployed before the next use."""
-        await self._remote.deployments.missing(self._key)
-        self._runner = None
-
-    async def yield_when_crowded(self) -> None:
-        """Wait until another execution needs a connection, and give this one up."""
-        await self._remote.connector.crowded()
-        await self.close()
+        self._pool.forget_runner(self._target)
+        await self._deployments.missing(self._key)
 
     async def pause(self) -> None:
-        """Close, and wait before the next try: full jitter, doubled each time."""
-        await self.close()
+        """Look for another connection, after a while: full jitter, doubled each time."""
+        if self._pooled is not None:
+            self._pooled.retire()
+        self.close()
         pause = self._pause
         self._pause = min(pause * 2, PAUSE_MOST_SECONDS)
         await trio.sleep(random.uniform(0, pause))  # noqa: S311  jitter, not a secret
@@ -139,41 +158,78 @@ class ServerSession:
         """The server is of use again: the next pause is a short one."""
         self._pause = PAUSE_FIRST_SECONDS
 
-    async def close(self) -> None:
-        """Give up the connection, and the slot for it."""
-        stack, self._stack = self._stack, AsyncExitStack()
-        self._connection, self._has_slot = None, False
-        await stack.aclose()
+    def close(self) -> None:
+        """Detach, and leave the connection to others."""
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        if self._pooled is not None:
+            self._pool.leave(self._pooled)
+            self._pooled = None
 
-    async def _call(self, call: Awaitable[None]) -> None:
+    async def _place(self, *, urgent: bool = False) -> PooledConnection:
+        opened = partial(self._credentials.opened, self._target.credential)
+        return await self._pool.place(self._target, opened, self._job_id, urgent=urgent)
+
+    async def _attached(
+        self, attach: Callable[[_There], Awaitable[runner.Attachment]]
+    ) -> runner.Attachment:
+        while True:
+            await self.take_place()
+            if self._pooled is None:
+                raise AssertionError("there is a place once it was taken")
+            try:
+                self._attachment = await self._use(self._pooled, attach)
+            except NoChannelError as error:
+                log.debug("connection_full", error=str(error))
+            else:
+                return self._attachment
+            self.close()
+
+    async def _call(
+        self, call: Callable[[_There], Awaitable[None]], *, urgent: bool = False
+    ) -> None:
         """A verb of the runner; one that is missing is deployed before the next."""
-        missing = None
-        try:
-            await call
-        except RunnerMissingError as error:
-            missing = error
-        if missing is not None:
-            await self.drop_runner()
-            raise missing
+        while True:
+            pooled = await self._place(urgent=urgent)
+            try:
+                return await self._use(pooled, call)
+            except (NoChannelError, RunnerMissingError) as error:
+                failure = error
+            finally:
+                self._pool.leave(pooled)
+            if isinstance(failure, RunnerMissingError):
+                await self.drop_runner()
+                raise failure
+            log.debug("connection_full", error=str(failure))
 
-    async def _reach(self) -> tuple[Connection, UsableRunner]:
-        await self.take_slot()
-        if self._connection is None:
-            self.doing = "opening the credential"
-            credential = await self._credentials.opened(self._target.credential)
+    async def _use(self, pooled: PooledConnection, use: Callable[[_There], Awaitable[T]]) -> T:
+        """Raises NoChannelError if it is to be tried over another connection."""
+        while True:
             self.doing = "connecting"
-            self._connection = await self._stack.enter_async_context(
-                self._remote.connector.connection(self._target, credential, self._job_id)
-            )
-        return self._connection, await self._find_runner(self._connection)
+            connection = await self._pool.connection(pooled)
+            if pooled.opened is not None:
+                self._credentials.learn(pooled.opened)
+            try:
+                return await use(_There(pooled, connection, await self._runner(pooled, connection)))
+            except NoChannelError as error:
+                refusal = error
+            except ConnectionLostError:
+                pooled.retire()  # it may hang, although its keepalives are answered
+                raise
+            if not await self._pool.made_room(pooled, connection):
+                raise refusal
 
-    async def _find_runner(self, connection: Connection) -> UsableRunner:
-        if self._runner is None:
+    async def _runner(self, pooled: PooledConnection, connection: Connection) -> UsableRunner:
+        known = pooled.runner
+        if known is None:
             self.doing = "deploying the runner"
-            self._runner = await self._remote.deployments.runner(self._key, connection)
-            self.source = self.source or self._runner.source
-            log.debug("runner_ready", source=self._runner.source, path=self._runner.path)
-        return self._runner
+            known = await self._deployments.runner(self._key, connection)
+            log.debug("runner_ready", source=known.source, path=known.path)
+            if known.verify_sha256 is None:
+                pooled.know_runner(replace(known, source=Source.CACHED))
+        self.source = self.source or known.source
+        return known
 
 
 async def forget_for_sure(session: ServerSession, execution_id: str) -> None:

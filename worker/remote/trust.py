@@ -7,7 +7,7 @@ from worker.database import Database
 from worker.remote.connection import HostKey
 from worker.remote.given_keys import GivenKey
 from worker.remote.host_keys import NOTHING_LISTED, HostKeyCheck, changed
-from worker.remote.known_hosts import KnownHostsFile
+from worker.remote.known_hosts import Edition, KnownHostsFile
 from worker.remote.target import Target
 from worker.settings import HostKeyPolicy, SshSettings
 from worker.state.host_keys import HostKeys, Pin
@@ -23,6 +23,10 @@ class HostTrust:
         self._file = KnownHostsFile(settings.known_hosts) if settings.known_hosts else None
         self._pins = HostKeys(database)
         self._database = database
+
+    def edition(self) -> Edition | None:
+        """Another one after every change of known_hosts."""
+        return self._file.edition() if self._file else None
 
     async def check(self, target: Target, given: tuple[GivenKey, ...]) -> HostKeyCheck:
         """Raises ConnectError if known_hosts cannot be read."""

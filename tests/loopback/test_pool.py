@@ -1,0 +1,266 @@
+"""Connections that jobs share: how many are made, what they carry, and when they go."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trio
+import trio_asyncio
+
+from tests.worker_rig import WorkerRig, outcomes, running_worker, until_exists, until_idle
+from worker.clock import now_ms
+from worker.demo.sshd import LocalServer, Sshd, open_sshd
+from worker.errors import NoChannelError
+from worker.remote.address import Address
+from worker.remote.channel import Channel
+from worker.remote.connection import Connection, open_connection
+from worker.remote.credentials import open_credential
+from worker.remote.host_keys import HostKeyCheck
+from worker.remote.target import Credential, Target
+from worker.secret import Secret
+from worker.settings import HostKeyPolicy
+
+OpenSshd = Callable[..., Sshd]
+Fleet = Callable[[int], tuple[LocalServer, ...]]
+
+SUCCESS = ("success", 0)
+
+
+@pytest.fixture
+def an_sshd(openssh: None, tmp_path: Path) -> Iterator[OpenSshd]:
+    """Call it with sshd's options; it tells of what it does in its log."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(
+            open_sshd(tmp_path / "sshd", options={"LogLevel": "VERBOSE", **options})
+        )
+
+
+def connections(sshd: Sshd) -> int:
+    """How many were let in since it started."""
+    return sshd.log().count("Accepted publickey")
+
+
+def commands(sshd: Sshd) -> int:
+    """How many were started since it started."""
+    return sshd.log().count("Starting session: command")
+
+
+def waiting_runs(sshd: Sshd) -> list[int]:
+    """The runners there that have not been told what to run."""
+    found = []
+    for pid in sshd.processes():
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            is_parent = bool(Path(f"/proc/{pid}/task/{pid}/children").read_bytes())
+        except OSError:
+            continue
+        if line.startswith(b"sh\0") and b"\0run\0" in line and not is_parent:
+            found.append(pid)
+    return found
+
+
+async def until(holds: Callable[[], object], seconds: float = 15) -> None:
+    with trio.fail_after(seconds):
+        await trio.lowlevel.checkpoint()
+        while not holds():
+            await trio.sleep(0.02)
+
+
+async def after_one_job(rig: WorkerRig, sshd: Sshd) -> list[str]:
+    """A connection on which a spare waits; the names to run jobs on."""
+    names = rig.add(sshd.server)
+    with trio.fail_after(30):
+        assert outcomes(await rig.run("true", names)) == {names[0]: SUCCESS}
+        await until_idle(rig)
+    await until(lambda: waiting_runs(sshd))
+    return names
+
+
+async def test_jobs_one_after_another_and_at_once_share_one_connection(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            for _ in range(3):
+                await rig.run("true", names)
+            together = [rig.submit("sleep 1", names) for _ in range(5)]
+            reports = [await rig.finished(job_id) for job_id in together]
+            await until_idle(rig)
+
+    assert [outcomes(report) for report in reports] == [{names[0]: SUCCESS}] * 5
+    assert connections(sshd) == 1
+
+
+async def test_a_job_on_a_quiet_connection_finds_a_run_that_waits_for_it(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        before = commands(sshd)
+
+        report = await rig.run("echo done", names)
+        # Its forget, and the spare after it; nothing for the job itself.
+        await until_idle(rig)
+        await until(lambda: len(waiting_runs(sshd)) == 1 and commands(sshd) == before + 2)
+
+    assert report.executions[0].output == "done\n"
+    await until(lambda: not waiting_runs(sshd), seconds=3)
+
+
+async def test_a_spare_that_was_killed_costs_the_next_job_nothing(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        for pid in waiting_runs(sshd):
+            os.kill(pid, signal.SIGKILL)
+
+        report = await rig.run("echo done", names)
+
+    assert outcomes(report) == {names[0]: SUCCESS}
+    assert report.executions[0].output == "done\n"
+    assert connections(sshd) == 1
+
+
+async def test_a_spare_gives_way_where_it_takes_the_only_session(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd(MaxSessions="1")
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        reports = []
+        for _ in range(3):
+            with trio.fail_after(10):
+                reports.append(await rig.run("sleep 0.1", names))
+                await until_idle(rig)
+
+    assert [outcomes(report) for report in reports] == [{names[0]: SUCCESS}] * 3
+    assert connections(sshd) == 1
+
+
+@pytest.mark.parametrize("how", ["killed", "killed and restarted"])
+async def test_a_connection_that_died_between_jobs_costs_one_new_one(
+    how: str, an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        sshd.kill_sessions()
+        if how == "killed and restarted":
+            sshd.restart()
+        before = connections(sshd)
+
+        with trio.fail_after(30):
+            report = await rig.run("echo done", names)
+
+    assert outcomes(report) == {names[0]: SUCCESS}
+    assert report.executions[0].output == "done\n"
+    assert connections(sshd) == before + 1
+
+
+async def test_a_connection_that_nobody_used_for_a_while_is_closed(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path, {"CRONIUM_SSH_IDLE_TIMEOUT": "1s"}) as rig:
+        names = await after_one_job(rig, sshd)
+        await until(lambda: not sshd.processes(), seconds=5)
+
+        report = await rig.run("true", names)
+
+    assert outcomes(report) == {names[0]: SUCCESS}
+    assert connections(sshd) == 2
+
+
+async def test_an_idle_connection_gives_way_to_one_that_is_needed(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    one, other = fleet(2)
+    async with running_worker(tmp_path, {"CRONIUM_SSH_MAX_CONNECTIONS": "1"}) as rig:
+        rig.add(one, other)
+        with trio.fail_after(20):
+            reports = [await rig.run("true", [each.name]) for each in (one, other, one)]
+
+    assert [outcome for each in reports for outcome in outcomes(each).values()] == [SUCCESS] * 3
+
+
+@pytest.mark.parametrize("most", ["1", "2", "4"])
+async def test_more_runs_than_a_server_has_sessions_for_a_connection_all_succeed(
+    most: str, an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd(MaxSessions=most)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            jobs = [rig.submit("sleep 1; echo done", names) for _ in range(5)]
+            reports = [await rig.finished(job_id) for job_id in jobs]
+            await until_idle(rig)
+
+    assert [report.executions[0].output for report in reports] == ["done\n"] * 5
+    assert connections(sshd) <= 5 + 2  # one for each at the worst, and for what they call
+
+
+@pytest.mark.parametrize("most", ["1", "2", "10"])
+async def test_a_run_is_cancelled_at_once_where_runs_hold_all_the_channels(
+    most: str, an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd(MaxSessions=most)
+    environ = {"CRONIUM_SSH_MAX_CONNECTIONS": "1"}
+    mark = tmp_path / "mark"
+    async with running_worker(tmp_path, environ) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(30):
+            job_id = rig.submit(f"touch {mark}; sleep 25", names)
+            await until_exists(mark)
+            rig.queue.store.cancel(job_id, now_ms())
+            rig.service._jobs.cancel(job_id)
+            with trio.fail_after(8):
+                report = await rig.finished(job_id)
+
+    assert outcomes(report) == {names[0]: ("cancelled", 130)}
+
+
+async def the_only_one(connection: Connection, command: str) -> Channel:
+    """Once the server has noticed that the one before it has ended."""
+    while True:
+        try:
+            return await connection.exec(command)
+        except NoChannelError:
+            await trio.sleep(0.05)
+
+
+async def test_a_command_given_up_while_it_starts_leaves_its_channel_to_others(
+    an_sshd: OpenSshd,
+) -> None:
+    sshd = an_sshd(MaxSessions="1")
+    server = sshd.server
+    target = Target(server.host, server.port, server.user, Credential())
+    credential = open_credential(Credential(private_key=Secret(server.private_key)), None)
+    check = HostKeyCheck(HostKeyPolicy.OFF, Address(server.host, server.port))
+    async with (
+        trio_asyncio.open_loop(),
+        open_connection(target, credential, check, keepalive_seconds=30) as connection,
+    ):
+        with trio.CancelScope() as given_up:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.exec, "cat")
+                await trio.testing.wait_all_tasks_blocked()
+                given_up.cancel()
+        await until(lambda: not connection.channels)
+
+        with trio.fail_after(10):
+            channel = await the_only_one(connection, "cat")
+            with pytest.raises(NoChannelError):
+                await connection.exec("echo one too many")
+            await channel.send_all(b"there\n")
+            said = await channel.receive()
+
+    assert given_up.cancelled_caught
+    assert said == b"there\n"

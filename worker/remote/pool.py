@@ -1,0 +1,174 @@
+"""Connections that executions share and that outlive them a while, within the worker's limit."""
+
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from worker.errors import ConnectionLostError, HostKeyError, NoChannelError, SshError
+from worker.remote.connection import Connection
+from worker.remote.connector import Connector
+from worker.remote.credentials import OpenedCredential
+from worker.remote.pooled import CHANNELS, Judgement, PooledConnection
+from worker.remote.target import Target
+from worker.settings import SshSettings
+
+log = structlog.get_logger()
+
+# What a refused channel taught is forgotten then: the server may just not have noticed yet that
+# another had ended.
+LESSON_SECONDS = 60.0
+OpenCredential = Callable[[], Awaitable[OpenedCredential]]
+
+
+class Pool:
+    """By target, which is all that makes one connection as good as another; see `open_pool`."""
+
+    def __init__(self, connector: Connector, settings: SshSettings, nursery: trio.Nursery) -> None:
+        """Tasks in `nursery` own the connections."""
+        self._connector = connector
+        self._nursery = nursery
+        self._idle_seconds = settings.idle_seconds
+        self._slots = trio.CapacityLimiter(settings.max_connections)
+        self._pooled: dict[Target, list[PooledConnection]] = {}
+        # How many channels a server gave one connection, and until when that is taken for true.
+        self._lessons: dict[Target, tuple[int, float]] = {}
+        # That of no job: what is kept must not hold a job's secrets.
+        self._context = contextvars.copy_context()
+
+    async def place(
+        self, target: Target, open_credential: OpenCredential, job_id: str, *, urgent: bool = False
+    ) -> PooledConnection:
+        """A connection to `target`, that may still have to be made, to be left with `leave`.
+
+        Waits for the worker's limit on connections, unless it is `urgent`.
+        """
+        pooled = self._with_room(target, urgent=urgent)
+        if pooled is None:
+            new = PooledConnection(target, self._channels(target), idle_seconds=self._idle_seconds)
+            await self._take_slot(new, urgent=urgent)
+            # Meanwhile another may have been made, or left.
+            pooled = self._with_room(target, urgent=urgent)
+            if pooled is None:
+                pooled = new
+                self._pooled.setdefault(target, []).append(new)
+                self._context.copy().run(
+                    self._nursery.start_soon, self._own, new, open_credential, job_id
+                )
+            else:
+                self._free_slot(new)
+        pooled.enter()
+        return pooled
+
+    def leave(self, pooled: PooledConnection) -> None:
+        pooled.leave()
+        if pooled.is_idle and self._slots.statistics().tasks_waiting:
+            pooled.retire()
+
+    async def connection(self, pooled: PooledConnection) -> Connection:
+        """That of a place, once it is made and if its server is to be trusted still.
+
+        Raises ConnectError, HostKeyError or AuthenticationError if it cannot be made,
+        NoChannelError if another place is needed.
+        """
+        if not pooled.is_made:
+            return await pooled.connection()
+        connection = await pooled.connection()
+        judgement = Judgement(self._connector.edition(), trio.current_time())
+        if judgement.supersedes(pooled.judgement):
+            if not await self._is_trusted(pooled.target, connection):
+                pooled.retire()
+                raise NoChannelError("what is known of the server's host key has changed")
+            pooled.judgement = judgement
+        return connection
+
+    async def made_room(self, pooled: PooledConnection, connection: Connection) -> bool:
+        """After its server gave the connection no further channel: whether it may do so now.
+
+        Raises ConnectionLostError if there is none at all.
+        """
+        if await pooled.spare.drop():
+            return True
+        if not connection.channels:
+            pooled.retire()
+            raise ConnectionLostError("the server gives the connection no channel")
+        log.info("channel_refused", channels=connection.channels)
+        pooled.channels = connection.channels
+        until = trio.current_time() + LESSON_SECONDS
+        self._lessons[pooled.target] = (connection.channels, until)
+        return False
+
+    def forget_runner(self, target: Target) -> None:
+        """What was known of it is wrong."""
+        for pooled in self._pooled.get(target, ()):
+            pooled.know_runner(None)
+
+    def _with_room(self, target: Target, *, urgent: bool) -> PooledConnection | None:
+        for pooled in self._pooled.get(target, ()):
+            if pooled.is_open and pooled.has_room(urgent=urgent):
+                return pooled
+        return None
+
+    def _channels(self, target: Target) -> int:
+        channels, until = self._lessons.get(target, (CHANNELS, 0))
+        if until < trio.current_time():
+            self._lessons.pop(target, None)
+            return CHANNELS
+        return channels
+
+    async def _take_slot(self, pooled: PooledConnection, *, urgent: bool) -> None:
+        try:
+            self._slots.acquire_on_behalf_of_nowait(pooled)
+            pooled.has_slot = True
+        except trio.WouldBlock:
+            # A run that is to end, or that waits for an answer, does not wait for others' ends.
+            if urgent:
+                return
+            idle = [each for those in self._pooled.values() for each in those if each.is_idle]
+            if idle := [each for each in idle if each.is_open]:
+                min(idle, key=lambda each: each.scope.deadline).retire()
+            await self._slots.acquire_on_behalf_of(pooled)
+            pooled.has_slot = True
+
+    def _free_slot(self, pooled: PooledConnection) -> None:
+        if pooled.has_slot:
+            self._slots.release_on_behalf_of(pooled)
+
+    async def _own(
+        self, pooled: PooledConnection, open_credential: OpenCredential, job_id: str
+    ) -> None:
+        try:
+            with pooled.scope:
+                judgement = Judgement(self._connector.edition(), trio.current_time())
+                opened = await open_credential()
+                del open_credential  # a job's, with all that it knows
+                async with self._connector.connection(pooled.target, opened, job_id) as connection:
+                    pooled.made(connection, opened, judgement)
+                    await pooled.serve()
+        except SshError as error:
+            pooled.failed(error)
+        except Exception as error:  # a fault of ours is for whoever waits for the connection
+            log.exception("connection_fault")
+            pooled.failed(error)
+        finally:
+            pooled.failed(ConnectionLostError("the connection was given up"))
+            self._free_slot(pooled)
+            self._pooled[pooled.target].remove(pooled)
+            if not self._pooled[pooled.target]:
+                del self._pooled[pooled.target]
+
+    async def _is_trusted(self, target: Target, connection: Connection) -> bool:
+        try:
+            return not connection.judge(await self._connector.check(target))
+        except HostKeyError:
+            return False
+
+
+@asynccontextmanager
+async def open_pool(connector: Connector, settings: SshSettings) -> AsyncIterator[Pool]:
+    """Its connections are closed with it."""
+    async with trio.open_nursery() as nursery:
+        yield Pool(connector, settings, nursery)
+        nursery.cancel_scope.cancel()
