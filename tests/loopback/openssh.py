@@ -7,7 +7,7 @@ from pathlib import Path
 
 import asyncssh
 
-from worker.demo.sshd import _find_sshd
+from worker.demo.sshd import ready_sshd
 from worker.errors import HostKeyError
 from worker.remote.address import Address
 from worker.remote.host_certificate import certificate_in
@@ -80,7 +80,7 @@ class Judges:
             "GlobalKnownHostsFile": "/dev/null",
             "IdentityAgent": "none",
             "IdentityFile": "none",
-            "ProxyCommand": f"{_find_sshd()} -i -e -f {config}",
+            "ProxyCommand": f"{ready_sshd()} -i -e -f {config}",
             "StrictHostKeyChecking": "yes" if policy is HostKeyPolicy.STRICT else policy,
             "UserKnownHostsFile": str(file),
         }

@@ -227,9 +227,7 @@ class Sshd:
     def _command(self, port: int) -> list[str]:
         if reason := unusable_reason(self._user):
             raise SshdError(reason)
-        program = _find_sshd()
-        if os.getuid() == 0:
-            PRIVSEP_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+        program = ready_sshd()
         config = self._directory / "sshd_config"
         config.write_text(self._config(port, _version(program)))
         return [program, "-D", "-e", "-f", str(config)]
@@ -317,6 +315,15 @@ def unusable_reason(user: str | None = None) -> str | None:
             f"in, not even by key; `usermod -p '*' {account.pw_name}` unlocks it without a password"
         )
     return None
+
+
+def ready_sshd() -> str:
+    """The path of sshd, which may be started now; empty where there is none."""
+    program = _find_sshd()
+    if program and os.getuid() == 0:
+        # Without systemd nothing has made it since the package was installed.
+        PRIVSEP_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+    return program
 
 
 def our_account() -> str:
