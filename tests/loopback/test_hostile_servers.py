@@ -32,6 +32,7 @@ from worker.remote.credentials import OpenedCredential
 from worker.remote.host_keys import HostKeyCheck
 from worker.remote.runner import _read_answer
 from worker.remote.target import Credential, Target
+from worker.remote.windows import Headroom
 from worker.settings import HostKeyPolicy, LogFormat, LogLevel, LogSettings
 from worker.state.directory import SPOOLS
 
@@ -50,7 +51,7 @@ QUICK = {
     "worker.remote.session.PAUSE_MOST_SECONDS": 0.4,
 }
 ENVIRON = {
-    "CRONIUM_SETUP_TIMEOUT": "3s",
+    "CRONIUM_SETUP_TIMEOUT": "6s",
     "CRONIUM_CLEANUP_TIMEOUT": "1s",
     "CRONIUM_JOBS_MAX_CONCURRENT": "20",
     "CRONIUM_RUN_MAX_OUTPUT": "1MiB",
@@ -143,7 +144,7 @@ class _Account(asyncssh.SSHServer):
 @asynccontextmanager
 async def listening(server_factory: Callable[[], asyncssh.SSHServer]) -> AsyncIterator[int]:
     """The port of an SSH server in this process."""
-    async with trio_asyncio.open_loop():
+    async with trio_asyncio.open_loop() as loop:
         server = await trio_asyncio.aio_as_trio(asyncssh.listen)(
             "127.0.0.1", 0, server_factory=server_factory, server_host_keys=[KEY], encoding=None
         )
@@ -151,6 +152,11 @@ async def listening(server_factory: Callable[[], asyncssh.SSHServer]) -> AsyncIt
             yield server.get_port()
         finally:
             server.close()
+            # asyncssh's server stumbles over a login whose client has left; while the loop ends
+            # that would be the test's failure.
+            with trio.move_on_after(1, shield=True):
+                while asyncio.all_tasks(loop):
+                    await trio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -299,7 +305,7 @@ NO_SSH: dict[str, tuple[Iterable[bytes], str]] = {
     "empty packets": ([b"SSH-2.0-x\r\n", bytes(4096)], "no SSH session"),
     "bad exchange": ([b"SSH-2.0-x\r\n\0\0\0\x0c\x04\x14" + b"\xff" * 10], "no SSH session"),
     "goodbye": ([b"SSH-2.0-x\r\n", a_goodbye(EVIL.encode())], "forged"),
-    "silence": ([], "over its limit of 3 s while connecting"),
+    "silence": ([], "over its limit of 6 s while connecting"),
 }
 
 
@@ -342,17 +348,17 @@ BEFORE: dict[str, tuple[Hostile, str, str]] = {
     "endless signs of life": (
         Hostile(repeat(b"k\n" * 5000), seconds_between=0.1),
         "unreachable",
-        "over its limit of 3 s while starting the run",
+        "over its limit of 6 s while starting the run",
     ),
     "output before the start": (
         Hostile(repeat(b"o 5000\n" + b"x" * 5000), seconds_between=0.1),
         "unreachable",
-        "over its limit of 3 s while starting the run",
+        "over its limit of 6 s while starting the run",
     ),
     "superseded, and speaks on": (
         Hostile([b"t\n", *([b"k\n"] * 1000)], seconds_between=0.1),
         "unreachable",
-        "over its limit of 3 s while starting the run",
+        "over its limit of 6 s while starting the run",
     ),
     "a path to run": (
         Hostile(installs="d NONCE /tmp/$(touch$IFS/tmp/pwned)"),
@@ -363,7 +369,7 @@ BEFORE: dict[str, tuple[Hostile, str, str]] = {
     "an endless installer": (
         Hostile(repeat(b"x" * 60_000), installs="", seconds_between=0.1),
         "unreachable",
-        "over its limit of 3 s while deploying the runner",
+        "over its limit of 6 s while deploying the runner",
     ),
     "a long reason": (
         Hostile(installs="f NONCE " + "x" * 60_000),
@@ -512,7 +518,7 @@ async def test_what_never_ends_is_bounded_in_time_memory_and_disk(
     )
     assert grown.most_mib < 100
     assert MIB < largest < 1.5 * MIB
-    assert longest < 0.5
+    assert longest < 1
 
 
 class Pausing:
@@ -520,6 +526,9 @@ class Pausing:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+
+    def get_connection(self) -> None:
+        """None that is known."""
 
     def pause_reading(self) -> None:
         self.told.append("wait")
@@ -529,7 +538,8 @@ class Pausing:
 
 
 async def test_what_comes_is_taken_in_piece_by_piece_while_the_server_waits() -> None:
-    below, channel, packet = Pausing(), Channel(lambda _: None), b"k\n" * 16384
+    below, packet = Pausing(), b"k\n" * 16384
+    channel = Channel(Headroom(), lambda _: None)
     channel.connection_made(cast("asyncssh.SSHClientChannel[bytes]", below))
     for _ in range(40):
         channel.data_received(packet, None)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.conftest import Account
-from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker, until_exists
+from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker, until_exists, until_idle
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, open_sshd
 from worker.queue_server.model import JobReport
@@ -209,6 +209,8 @@ async def test_a_home_that_cannot_be_written_is_no_obstacle(sshd: Sshd, tmp_path
 
         with trio.fail_after(60):
             report = await rig.run("echo hello", names)
+            # What it leaves there, it would leave to the whole machine.
+            await until_idle(rig)
 
     assert report.executions[0].output == "hello\n"
 

@@ -227,13 +227,39 @@ async def test_a_run_is_cancelled_at_once_where_runs_hold_all_the_channels(
     assert outcomes(report) == {names[0]: ("cancelled", 130)}
 
 
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels `scope` as soon as tasks have made so many steps."""
+
+    def __init__(self, scope: trio.CancelScope, steps: int) -> None:
+        self._scope = scope
+        self._left = steps
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002  trio's signature
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+async def started(connection: Connection, command: str, *, cancel_at: int) -> Channel | None:
+    """None if it was cancelled before it had a channel."""
+    channel = None
+    with trio.CancelScope() as scope:
+        instrument = CancelAtStep(scope, cancel_at)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            channel = await the_only_one(connection, command)
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return channel
+
+
 async def the_only_one(connection: Connection, command: str) -> Channel:
     """Once the server has noticed that the one before it has ended."""
     while True:
         try:
             return await connection.exec(command)
         except NoChannelError:
-            await trio.sleep(0.05)
+            await trio.sleep(0.02)
 
 
 async def test_a_command_given_up_while_it_starts_leaves_its_channel_to_others(
@@ -244,23 +270,20 @@ async def test_a_command_given_up_while_it_starts_leaves_its_channel_to_others(
     target = Target(server.host, server.port, server.user, Credential())
     credential = open_credential(Credential(private_key=Secret(server.private_key)), None)
     check = HostKeyCheck(HostKeyPolicy.OFF, Address(server.host, server.port))
+    given_up = 0
     async with (
         trio_asyncio.open_loop(),
         open_connection(target, credential, check, keepalive_seconds=30) as connection,
     ):
-        with trio.CancelScope() as given_up:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.exec, "cat")
-                await trio.testing.wait_all_tasks_blocked()
-                given_up.cancel()
-        await until(lambda: not connection.channels)
-
-        with trio.fail_after(10):
-            channel = await the_only_one(connection, "cat")
+        with trio.fail_after(60):
+            # At each moment of a start there is, up to the one at which it is over.
+            while (channel := await started(connection, "cat", cancel_at=given_up + 1)) is None:
+                given_up += 1
+                await until(lambda: not connection.channels, seconds=30)
             with pytest.raises(NoChannelError):
                 await connection.exec("echo one too many")
             await channel.send_all(b"there\n")
             said = await channel.receive()
 
-    assert given_up.cancelled_caught
+    assert given_up > 5
     assert said == b"there\n"

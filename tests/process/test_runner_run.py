@@ -168,6 +168,13 @@ def test_the_input_is_a_file_of_its_own(server: Server) -> None:
     assert call.out == b'{"a": "\xc3\xa9"}\n'
 
 
+@pytest.mark.parametrize("stdin", [b"null", b"true", b"1.10", b'"\\n"', b"[1]\n", b"\n\n\n\n", b""])
+def test_a_short_input_is_the_script_s_byte_for_byte(dash: Server, stdin: bytes) -> None:
+    call = dash.run(new_id(), payload(b'cat "$CRONIUM_INPUT_FILE"', stdin=stdin))
+
+    assert call.out == stdin
+
+
 def test_secrets_are_private_never_an_argument_and_gone_at_the_end(server: Server) -> None:
     run_id = new_id()
     gate = server.home / "gate"

@@ -28,6 +28,7 @@ from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments, Source, UsableRunner
 from worker.remote.pool import Pool
 from worker.remote.session import Remote
+from worker.telemetry import Telemetry
 
 RUNNER = "/home/deploy/runner-1"
 LOST = ConnectionLostError("the connection was lost")
@@ -192,7 +193,13 @@ def jobs(rig: Rig, there: FakeServer, runtimes: FakeRuntimes, nursery: trio.Nurs
     pool = Pool(cast("Connector", there), SETTINGS.ssh, nursery)
     remote = Remote(pool, cast("Deployments", there))
     around = Surroundings(
-        SETTINGS, rig.database, remote, rig.relay, rig.runs, cast("Runtimes", runtimes)
+        SETTINGS,
+        rig.database,
+        remote,
+        rig.relay,
+        rig.runs,
+        cast("Runtimes", runtimes),
+        Telemetry(),
     )
     return Jobs(around, Ownership(rig.queue.client, poll_seconds=10))
 

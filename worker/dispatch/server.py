@@ -14,7 +14,7 @@ from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import EXIT_CODES, Outcome, Phase, PhaseTimes, ServerResult
 from worker.dispatch.setup import Setup
 from worker.errors import WorkerError
-from worker.logs import printable
+from worker.log_forms import printable
 from worker.remote.credentials import Credentials
 from worker.remote.runner import Offsets
 from worker.remote.session import Remote, ServerSession, forget_for_sure
@@ -73,6 +73,8 @@ class ServerExecution:
         self._resumption = resumption or Resumption(may_have_begun=False)
         self._started_at = now_ms()
         server = execution.server
+        # Where it is, and since when, in Unix milliseconds.
+        self.phase, self.phase_since = Phase.SETUP, self._started_at
         self._session: ServerSession | None = None
         self._phases: tuple[Setup, Following] | None = None
         if server.target is None:
@@ -128,6 +130,7 @@ class ServerExecution:
         if self._session is None or not self._session.has_sent:
             return True
         structlog.contextvars.bind_contextvars(phase=Phase.CLEANUP)
+        self._enter(Phase.CLEANUP)
         began = trio.current_time()
         failure: str | None = "over its limit"
         async with trio.open_nursery() as nursery:
@@ -158,16 +161,21 @@ class ServerExecution:
         left = self._resumption
         if left.has_begun or (left.may_have_begun and self._cancelled.is_set()):
             await session.take_place()
+            self._enter(Phase.EXECUTION)
             return self._result(await following.run(None))
         begun = await setup.run()
         if not isinstance(begun, Ending):
             attachment, started = begun
             following.begin(started)
+            self._enter(Phase.EXECUTION)
             return self._result(await following.run(attachment))
         result = self._result(begun)
         if session.has_sent:
             await setup.end_stray_run()
         return result
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase, self.phase_since = phase, now_ms()
 
     def _result(self, ending: Ending) -> ServerResult:
         return ServerResult(

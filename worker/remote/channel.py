@@ -7,8 +7,10 @@ import asyncssh
 import trio
 
 from worker.errors import ConnectionLostError
+from worker.remote.shortcuts import grant, take_over_window
+from worker.remote.windows import Headroom, Window
 
-# With more than this not yet taken, the server is asked to wait.
+# With more than this not yet taken asyncssh is asked to wait, where it sees to the window itself.
 PAUSE_BYTES = 1024 * 1024
 # Given to the Trio side at once: every second byte may be a frame, and the loop waits meanwhile.
 PIECE_BYTES = 64 * 1024
@@ -23,8 +25,10 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     nothing crosses between the loops per read.
     """
 
-    def __init__(self, on_closed: Callable[["Channel"], None]) -> None:
+    def __init__(self, headroom: Headroom, on_closed: Callable[["Channel"], None]) -> None:
         self._on_closed = on_closed
+        self._window = Window(headroom)
+        self._grants = False
         self._chan: asyncssh.SSHClientChannel[bytes] | None = None
         self._received: deque[bytes] = deque()
         self._received_bytes = 0
@@ -41,18 +45,20 @@ class Channel(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._chan = chan
+        self._grants = take_over_window(chan)
         if self._is_given_up:
             chan.close()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if datatype is not None:
             self._stderr += data[: MAX_STDERR_BYTES - len(self._stderr)]
+            self._grant(len(data))
             return
         self._received.append(data)
         self._received_bytes += len(data)
-        if self._received_bytes > PAUSE_BYTES and not self._paused and self._chan is not None:
+        if self._received_bytes > PAUSE_BYTES and not self._paused and not self._grants:
             self._paused = True
-            self._chan.pause_reading()
+            self._channel.pause_reading()
         self._readable.set()
 
     def eof_received(self) -> bool:
@@ -61,6 +67,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self._lost = exc
+        self._window.close()
         self._on_closed(self)
         self._readable.set()
         self._writable.set()
@@ -122,10 +129,26 @@ class Channel(asyncssh.SSHClientSession[bytes]):
             taken.append(self._received.popleft())
             size += len(taken[-1])
         self._received_bytes -= size
+        self._grant(size)
         if self._paused and self._received_bytes <= PAUSE_BYTES // 2:
-            self._paused = False
-            self._channel.resume_reading()
+            self._resume()
         return b"".join(taken)
+
+    def _grant(self, taken: int) -> None:
+        """Let the server send more, as `taken` bytes were taken."""
+        if self._grants and not self._closed:
+            is_drained = not self._received
+            now = trio.current_time()
+            if granted := self._window.grant_after(taken, now, is_drained=is_drained):
+                grant(self._channel, granted)
+
+    def _resume(self) -> None:
+        # All that asyncssh holds comes at once. Paused amid that, it would have granted a window
+        # for what it holds still, and hold ever more.
+        self._channel.resume_reading()
+        self._paused = self._received_bytes > PAUSE_BYTES
+        if self._paused:
+            self._channel.pause_reading()
 
     @property
     def stderr(self) -> str:

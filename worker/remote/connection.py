@@ -29,7 +29,9 @@ from worker.remote.credentials import OpenedCredential
 from worker.remote.given_keys import public_line
 from worker.remote.host_certificate import certificate_in
 from worker.remote.host_keys import HostKeyCheck
+from worker.remote.shortcuts import first_window, shorten
 from worker.remote.target import Target
+from worker.remote.windows import Headroom
 
 # Measured on a rig: AES-128-GCM costs the client a third less than chacha20 per handshake, and
 # the post-quantum exchange 0.16 ms, where dh-group-exchange costs 364 ms.
@@ -93,6 +95,7 @@ class _Client(asyncssh.SSHClient):
             return validate(self._certificate.key.public_data if self._certificate else key_data)
 
         conn.validate_server_host_key = validate_key  # type: ignore[method-assign]  # on purpose
+        shorten(conn)
 
     def validate_host_public_key(
         self,
@@ -116,9 +119,12 @@ class Connection:
     and `lost` is set once it has gone.
     """
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, client: _Client) -> None:
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, client: _Client, headroom: Headroom
+    ) -> None:
         self._connection = connection
         self._client = client
+        self._headroom = headroom
         self.is_new = client.is_new
         self.lost = client.lost
         self._open: set[Channel] = set()
@@ -148,10 +154,15 @@ class Connection:
         Raises ConnectionLostError if the connection has gone, NoChannelError if it is there and
         gives no further channel.
         """
-        channel = Channel(self._open.discard)
+        channel = Channel(self._headroom, self._open.discard)
         self._open.add(channel)
         starting = trio_asyncio.current_loop.get().create_task(
-            self._connection.create_session(lambda: channel, command, encoding=None)
+            self._connection.create_session(
+                lambda: channel,
+                command,
+                encoding=None,
+                window=first_window(self._connection),
+            )
         )
         done = trio.Event()
         starting.add_done_callback(lambda _: done.set())
@@ -160,13 +171,12 @@ class Connection:
                 await done.wait()
         except trio.TooSlowError as error:
             # Keepalives are answered by sshd itself, so they do not show a server that hangs.
+            self._give_up(channel, starting)
             self._connection.abort()
             raise ConnectionLostError("the server does not answer") from error
-        finally:
-            if not done.is_set():
-                # It goes on to be opened, and is closed then: others use the connection too.
-                channel.close()
-                starting.add_done_callback(partial(self._abandoned, channel))
+        except trio.Cancelled:
+            self._give_up(channel, starting)
+            raise
         failure = starting.exception()
         if failure is None:
             return channel
@@ -177,6 +187,14 @@ class Connection:
                 raise NoChannelError(reason) from failure
             case _:  # whatever asyncssh stumbled over, as below
                 raise ConnectionLostError(reason) from failure
+
+    def _give_up(self, channel: Channel, starting: asyncio.Task[object]) -> None:
+        """Others use the connection too, so it goes on to be opened, and is closed then.
+
+        It may also be open by now: a cancellation is on its way for a moment.
+        """
+        channel.close()
+        starting.add_done_callback(partial(self._abandoned, channel))
 
     def _abandoned(self, channel: Channel, starting: asyncio.Task[object]) -> None:
         if starting.cancelled() or starting.exception() is not None:
@@ -198,6 +216,7 @@ async def open_connection(
     check: HostKeyCheck,
     *,
     keepalive_seconds: float,
+    headroom: Headroom | None = None,
 ) -> AsyncIterator[Connection]:
     """Connect and authenticate; the user's ssh configuration and agent are left out of it.
 
@@ -239,7 +258,7 @@ async def open_connection(
     except Exception as error:  # nonsense on the wire comes as whatever asyncssh stumbled over
         refusal = clients[-1].refusal if clients else None
         raise refusal or translated(error, target, credential.doubt) from error
-    connection = Connection(raw, clients[-1])
+    connection = Connection(raw, clients[-1], headroom or Headroom())
     try:
         yield connection
     finally:

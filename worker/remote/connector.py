@@ -15,6 +15,7 @@ from worker.remote.refusals import Refusals
 from worker.remote.scan import host_key_with
 from worker.remote.target import Target
 from worker.remote.trust import HostTrust
+from worker.remote.windows import Headroom
 from worker.settings import SshSettings
 
 # sshd drops at random from 10 unauthenticated connections on (MaxStartups 10:30:100).
@@ -30,6 +31,7 @@ class Connector:
         # By fingerprint, the keys that servers' entries gave no more of.
         self._found: dict[str, GivenKey] = {}
         self._refusals = Refusals()
+        self._headroom = Headroom()
         self._handshakes: dict[tuple[str, int], trio.CapacityLimiter] = {}
 
     @asynccontextmanager
@@ -55,6 +57,7 @@ class Connector:
                         credential,
                         await self.check(target),
                         keepalive_seconds=self._settings.keepalive_seconds,
+                        headroom=self._headroom,
                     )
                 )
 

@@ -14,12 +14,15 @@ from worker.remote.credentials import OpenedCredential
 from worker.remote.pooled import CHANNELS, Judgement, PooledConnection
 from worker.remote.target import Target
 from worker.settings import SshSettings
+from worker.snapshot import PoolNow
 
 log = structlog.get_logger()
 
 # What a refused channel taught is forgotten then: the server may just not have noticed yet that
 # another had ended.
 LESSON_SECONDS = 60.0
+# What a server has to notice that a channel has ended, look by look.
+NOTICED_SECONDS = (0.02, 0.05, 0.1, 0.3)
 OpenCredential = Callable[[], Awaitable[OpenedCredential]]
 
 
@@ -37,6 +40,16 @@ class Pool:
         self._lessons: dict[Target, tuple[int, float]] = {}
         # That of no job: what is kept must not hold a job's secrets.
         self._context = contextvars.copy_context()
+
+    @property
+    def now(self) -> PoolNow:
+        every = [pooled for those in self._pooled.values() for pooled in those]
+        return PoolNow(
+            connections=len(every),
+            idle=sum(pooled.is_idle for pooled in every),
+            limit=int(self._slots.total_tokens),
+            waiting=self._slots.statistics().tasks_waiting,
+        )
 
     async def place(
         self, target: Target, open_credential: OpenCredential, job_id: str, *, urgent: bool = False
@@ -84,14 +97,21 @@ class Pool:
             pooled.judgement = judgement
         return connection
 
-    async def made_room(self, pooled: PooledConnection, connection: Connection) -> bool:
-        """After its server gave the connection no further channel: whether it may do so now.
+    async def made_room(
+        self, pooled: PooledConnection, connection: Connection, refusals: int
+    ) -> bool:
+        """After its server gave the connection no further channel, so many times: whether it may
+        do so now.
 
         Raises ConnectionLostError if there is none at all.
         """
         if await pooled.spare.drop():
             return True
         if not connection.channels:
+            # It may not have noticed yet that the one before has ended.
+            if refusals <= len(NOTICED_SECONDS):
+                await trio.sleep(NOTICED_SECONDS[refusals - 1])
+                return True
             pooled.retire()
             raise ConnectionLostError("the server gives the connection no channel")
         log.info("channel_refused", channels=connection.channels)

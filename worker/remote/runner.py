@@ -12,6 +12,7 @@ import trio
 from worker.errors import (
     ConnectionLostError,
     DeployError,
+    ProtocolError,
     RunnerMissingError,
     RunRefusedError,
 )
@@ -35,6 +36,14 @@ SILENCE_SECONDS = 35.0
 CALL_SECONDS = 30.0
 # An answer may be as large as a job's input, and a line slow.
 SLOWEST_BYTES_PER_SECOND = 50_000
+
+LAST_WORDS_SECONDS = 2.0
+
+# Some 20,000 runs: a line each, an id of 100 characters.
+MAX_LIST_BYTES = 2 * 1024 * 1024
+_listed = re.compile(
+    r"([A-Za-z0-9._-]{1,255}) (running|ended|lost) ([0-9]{1,15}) ([0-9]{1,18}) ([0-9]{1,18})"
+)
 
 # The path stands unquoted on a command line that any login shell may read.
 _usable_path = re.compile(r"/[A-Za-z0-9._/-]+\Z")
@@ -109,23 +118,31 @@ async def deploy(connection: Connection, artifact: Artifact) -> str:
     """
     nonce = _nonce()
     with closing(await connection.exec("sh")) as channel:
+        failure = None
         try:
             await channel.send_all(artifact.install_script(nonce))
             channel.send_eof()
         except ConnectionLostError as error:
-            # A shell that is not one (nologin, a forced command) closes without reading.
-            raise DeployError(f"the server's shell ended at once: {channel.stderr}") from error
+            failure = error
+        if failure is not None:
+            # A shell that is not one (nologin, a forced command) closes without reading; what it
+            # said may be still to come.
+            said = b""
+            with trio.move_on_after(LAST_WORDS_SECONDS):
+                said = await _read_answer(channel)
+            words = channel.stderr or _words(said)
+            raise DeployError(f"the server's shell ended at once: {words}"[:500]) from failure
         answer = await _read_answer(channel)
     match = re.search(rb"\ncronium ([df]) %b ([^\n]*)\n" % nonce.encode(), b"\n" + answer)
     if match is None:
-        said = channel.stderr or " ".join(answer.decode(errors="replace").split())
-        raise DeployError(f"the server's shell did not run the installer: {said}"[:500])
-    said = match[2].decode(errors="replace")
+        words = channel.stderr or _words(answer)
+        raise DeployError(f"the server's shell did not run the installer: {words}"[:500])
+    told = match[2].decode(errors="replace")
     if match[1] == b"f":
-        raise DeployError(said)
-    if not _usable_path.match(said):
-        raise DeployError(f"the installer named an unusable path {said!r}")
-    return said
+        raise DeployError(told)
+    if not _usable_path.match(told):
+        raise DeployError(f"the installer named an unusable path {told!r}")
+    return told
 
 
 class WaitingRun:
@@ -224,6 +241,41 @@ async def forget(connection: Connection, path: str, execution_ids: Iterable[str]
     await _call(connection, path, "forget", *execution_ids, fine=(0,))
 
 
+@dataclass(frozen=True, slots=True)
+class RunOnServer:
+    """One line of `list`; `state` is running, ended or lost."""
+
+    execution_id: str
+    state: str
+    age_seconds: int
+    stdout_bytes: int
+    stderr_bytes: int
+
+
+async def list_runs(connection: Connection, path: str) -> tuple[RunOnServer, ...]:
+    """The runs of the account there, whoever started them.
+
+    Raises RunnerMissingError if no usable runner answered, ProtocolError if it answered otherwise
+    than it should.
+    """
+    answer = await _call(connection, path, "list", fine=(0,), most_bytes=MAX_LIST_BYTES)
+    return tuple(_run_on_server(line) for line in answer.decode(errors="replace").splitlines())
+
+
+def _run_on_server(line: str) -> RunOnServer:
+    match = _listed.fullmatch(line)
+    if match is None:
+        raise ProtocolError(f"the runner listed {line[:200]!r}, which is no run")
+    execution_id, state, *numbers = match.groups()
+    return RunOnServer(execution_id, state, *map(int, numbers))
+
+
+async def verify(connection: Connection, path: str, sha256: str) -> None:
+    """Raises RunnerMissingError if the runner at `path` is not there, or not the one meant."""
+    # A run that is told nothing ends without a word.
+    await _call(connection, path, "run", sha256, fine=(0,))
+
+
 async def _call(
     connection: Connection,
     path: str,
@@ -231,7 +283,9 @@ async def _call(
     *arguments: str,
     message: bytes = b"",
     fine: tuple[int, ...],
-) -> None:
+    most_bytes: int = MAX_PREAMBLE_BYTES,
+) -> bytes:
+    """What the runner said after its greeting."""
     nonce = _nonce()
     try:
         command = f"sh {path} {verb} {nonce} {' '.join(arguments)}"
@@ -239,22 +293,29 @@ async def _call(
             with trio.fail_after(CALL_SECONDS + len(message) / SLOWEST_BYTES_PER_SECOND):
                 await channel.send_all(message)
                 channel.send_eof()
-                answer = await _read_answer(channel)
+                answer = await _read_answer(channel, most_bytes)
     except trio.TooSlowError as error:
         raise ConnectionLostError("the runner does not answer") from error
     status = channel.exit_status
-    if b"\ncronium h %b " % nonce.encode() not in b"\n" + answer:
+    _, greeting, said = (b"\n" + answer).partition(b"\ncronium h %b " % nonce.encode())
+    if not greeting:
         raise RunnerMissingError(f"no runner answered (exit status {status}): {channel.stderr}")
     if status not in fine:
         raise RunRefusedError(status, channel.stderr or "no reason given")
+    return said.partition(b"\n")[2]
 
 
-async def _read_answer(channel: Channel) -> bytes:
+async def _read_answer(channel: Channel, most_bytes: int = MAX_PREAMBLE_BYTES) -> bytes:
     """The last of what the command prints, up to its end; start-up files may print before."""
     answer = b""
     while data := await channel.receive():
-        answer = (answer + data)[-MAX_PREAMBLE_BYTES:]
+        answer = (answer + data)[-most_bytes:]
     return answer
+
+
+def _words(said: bytes) -> str:
+    """In one line."""
+    return " ".join(said.decode(errors="replace").split())
 
 
 def _nonce() -> str:

@@ -457,7 +457,22 @@ parse_payload() {
 
 cut_payload() {
     [ "$directory" -eq 0 ] || cut_section directory "$directory" || return
-    cut_section environment "$environment" && cut_section script "$script" && cut_section input "$input"
+    cut_section environment "$environment" && cut_section script "$script" && cut_input
+}
+
+# Most jobs have none, and that a shell can read itself.
+cut_input() {
+    if [ "$input" -ne 4 ]; then
+        cut_section input "$input"
+        return
+    fi
+    IFS= read -r rest <&4
+    if [ "$rest" = null ]; then
+        printf null >"$in/input"
+    else
+        # Once more from the start, as some of it has been read.
+        exec 4<"$in/payload" && dd bs=$((length - 4)) skip=1 <&4 >"$in/input"
+    fi 2>/dev/null
 }
 
 cut_section() {
@@ -1198,7 +1213,7 @@ take_answer() {
 
 forget_all() {
     for id in "$@"; do check_id "$id" || fail 64 'bad argument'; done
-    refused=''
+    refused='' gone=''
     for id in "$@"; do
         if ! find_run; then
             is_forgotten || bury_unknown
@@ -1208,6 +1223,7 @@ forget_all() {
             refused="$refused $id"
         fi
     done
+    remove_gone
     [ -z "$refused" ] || fail 66 "still running:$refused"
 }
 
@@ -1226,16 +1242,23 @@ bury() {
     { printf '%s %s\n' "$boot" "$clock_s" >"$root/forgotten/$id"; } 2>/dev/null
     read_cgroup
     [ -z "$cgroup" ] || [ ! -d "$cgroup" ] || drop_cgroup
-    # Away as a whole: a run without its exit record would look lost.
-    mv "$run" "$root/runs/.gone.$$.$id" 2>/dev/null
-    rm -rf "$root/runs/.gone.$$.$id"
+    gone="$gone $run/go $run"
 }
+
+# What was buried, all by one program. Each claim goes first: a run with one, and without its exit record,
+# would look lost.
+remove_gone() {
+    # shellcheck disable=SC2086  # paths, to be split
+    [ -z "$gone" ] || rm -rf $gone
+    gone=''
+}
+gone=''
 
 bury_unknown() {
     for root in $roots; do
         is_ours "$root" || continue
         run=$root/runs/$id
-        (bury) 2>/dev/null && return
+        (bury && remove_gone) 2>/dev/null && return
     done
     fail 73 'no directory can be written'
 }
@@ -1311,6 +1334,7 @@ bury_old() {
     for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
         take_path && [ ! -h "$run/exit" ] && is_over
     done
+    remove_gone
 }
 
 is_young_run() {
@@ -1332,7 +1356,6 @@ drop_unclaimed() {
         # Its starter may still be at it, if only the time of day says otherwise.
         take_path && [ ! -h "$run/go" ] && ! kill -0 "${pid%%-*}" 2>/dev/null && rm -rf "$run"
     done
-    rm -rf .gone.*
 }
 
 drop_artifacts() {

@@ -1,8 +1,9 @@
 """One execution's way to its server, over as many connections as it takes."""
 
+import itertools
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from worker.remote import runner
 from worker.remote.connection import Connection
 from worker.remote.credentials import Credentials
 from worker.remote.deployments import Deployments, Source, UsableRunner
+from worker.remote.forgetting import Forgetting
 from worker.remote.pool import Pool
 from worker.remote.pooled import PooledConnection
 from worker.remote.target import Target
@@ -39,6 +41,7 @@ class Remote:
 
     pool: Pool
     deployments: Deployments
+    forgetting: Forgetting = field(default_factory=Forgetting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class ServerSession:
     ) -> None:
         self._pool = remote.pool
         self._deployments = remote.deployments
+        self._forgetting = remote.forgetting
         self._target = target
         self._key = ServerKey(server_id, target.host, target.port, target.user)
         self._credentials = credentials
@@ -129,9 +133,15 @@ class ServerSession:
         )
 
     async def forget(self, execution_id: str) -> None:
+        await self._forgetting.forget(self._target, execution_id, self._forget_all)
+
+    async def _forget_all(self, execution_ids: Sequence[str]) -> None:
         await self._call(
-            lambda there: runner.forget(there.connection, there.runner.path, [execution_id])
+            lambda there: runner.forget(there.connection, there.runner.path, execution_ids)
         )
+
+    async def list_runs(self) -> tuple[runner.RunOnServer, ...]:
+        return await self._call(lambda there: runner.list_runs(there.connection, there.runner.path))
 
     async def verified(self) -> None:
         """The runner has answered, so its digest, where it was to be compared, was right."""
@@ -186,9 +196,7 @@ class ServerSession:
                 return self._attachment
             self.close()
 
-    async def _call(
-        self, call: Callable[[_There], Awaitable[None]], *, urgent: bool = False
-    ) -> None:
+    async def _call(self, call: Callable[[_There], Awaitable[T]], *, urgent: bool = False) -> T:
         """A verb of the runner; one that is missing is deployed before the next."""
         while True:
             pooled = await self._place(urgent=urgent)
@@ -205,7 +213,7 @@ class ServerSession:
 
     async def _use(self, pooled: PooledConnection, use: Callable[[_There], Awaitable[T]]) -> T:
         """Raises NoChannelError if it is to be tried over another connection."""
-        while True:
+        for refusals in itertools.count(1):
             self.doing = "connecting"
             connection = await self._pool.connection(pooled)
             if pooled.opened is not None:
@@ -217,8 +225,9 @@ class ServerSession:
             except ConnectionLostError:
                 pooled.retire()  # it may hang, although its keepalives are answered
                 raise
-            if not await self._pool.made_room(pooled, connection):
+            if not await self._pool.made_room(pooled, connection, refusals):
                 raise refusal
+        raise AssertionError("a count has no end")
 
     async def _runner(self, pooled: PooledConnection, connection: Connection) -> UsableRunner:
         known = pooled.runner
