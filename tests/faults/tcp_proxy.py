@@ -122,6 +122,7 @@ class TcpProxy:
     def _count(self, way: Way, count: int) -> None:
         self.passed[way] += count
         if way in self._room:
-            self._room[way] -= count
-            if self._room[way] == 0:
+            # What was on its way when the limit was set may be more than that.
+            self._room[way] = max(0, self._room[way] - count)
+            if not self._room[way]:
                 self._limit(dict.fromkeys(Way, 0))

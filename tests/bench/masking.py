@@ -1,15 +1,21 @@
-"""How fast the masker is: `python -m tests.bench_masking`; MB/s of processor time."""
+"""How fast the masker is: MB of output per second of processor time."""
 
 import base64
 import random
 import time
 from collections.abc import Callable
 
-from worker.masking import Masker, MaskingStream, forms
+from tests.bench.bench import Bench, Experiment
+from tests.bench.rows import Measured, Row, measured
+from worker.masking import Masker, MaskingStream
 from worker.secret import Secret
 
 MEGABYTE = 1_000_000
 TEXT_BYTES = 4 * MEGABYTE
+CHUNK_BYTES = 64 * 1024
+SECRETS = (0, 1, 10, 100)
+# How many of the lines hold a secret in the row that plants some.
+PLANTED_SHARE = 0.1
 # fmt: off
 WORDS = (
     "connection", "from", "accepted", "user", "service", "job", "finished", "error", "warning",
@@ -65,14 +71,14 @@ def secrets(chance: random.Random, count: int) -> list[str]:
     return made
 
 
-def megabytes_per_second(masker: Masker, text: bytes, chunk_bytes: int) -> float:
+def megabytes_per_second(masker: Masker, text: bytes) -> float:
     def run() -> None:
         stream = MaskingStream(masker)
-        for at in range(0, len(text), chunk_bytes):
-            stream.feed(text[at : at + chunk_bytes])
+        for at in range(0, len(text), CHUNK_BYTES):
+            stream.feed(text[at : at + CHUNK_BYTES])
         stream.flush()
 
-    return len(text) / MEGABYTE / min(seconds(run) for _ in range(5))
+    return len(text) / MEGABYTE / seconds(run)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -81,26 +87,33 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
+def clean_row(count: int) -> Row:
+    return Row(f"masking-{count}-secrets", "MB/s", f"masker with {count} secrets", digits=0)
+
+
+PLANTED = Row(
+    "masking-planted", "MB/s", "masker with 100 secrets, one in each tenth line", digits=0
+)
+COMPILE = Row("masking-compile", "ms", "CPU to make a masker of 100 secrets", digits=1)
+
+
+def run(bench: Bench) -> list[Measured]:
     chance = random.Random(7)  # noqa: S311  the same text each time
-    print("secrets  forms  compile ms   4 KiB  64 KiB   64 KiB, a secret in each 10th line  (MB/s)")  # noqa: T201
-    for count in (0, 1, 10, 100):
-        texts = secrets(chance, count)
-        known = [Secret(text) for text in texts]
-        compile_ms = 1000 * min(seconds(lambda known=known: Masker(known)) for _ in range(3))  # type: ignore[misc]
-        masker = Masker(known)
-        clean, planted = (log_text(chance, texts, share=share) for share in (0, 0.1))
-        speeds = [
-            megabytes_per_second(masker, clean, 4096),
-            megabytes_per_second(masker, clean, 65536),
-            megabytes_per_second(masker, planted, 65536),
-        ]
-        all_forms = len({form for text in texts for form in forms(text)})
-        print(  # noqa: T201
-            f"{count:7d} {all_forms:6d} {compile_ms:11.1f}"
-            f" {speeds[0]:7.0f} {speeds[1]:7.0f} {speeds[2]:8.0f}"
-        )
+    rounds = bench.pick(bench.rounds + 2, 1)
+    texts = {count: secrets(chance, count) for count in SECRETS}
+    known = {count: [Secret(text) for text in texts[count]] for count in SECRETS}
+    most = max(SECRETS)
+    results = []
+    for count in SECRETS:
+        text = log_text(chance, texts[count], share=0)
+        speeds = [megabytes_per_second(Masker(known[count]), text) for _ in range(rounds)]
+        results.append(measured(clean_row(count).name, speeds))
+    planted = log_text(chance, texts[most], share=PLANTED_SHARE)
+    speeds = [megabytes_per_second(Masker(known[most]), planted) for _ in range(rounds)]
+    results.append(measured(PLANTED.name, speeds))
+    costs = [1000 * seconds(lambda: Masker(known[most])) for _ in range(rounds)]
+    results.append(measured(COMPILE.name, costs))
+    return results
 
 
-if __name__ == "__main__":
-    main()
+MASKING = Experiment("masking", (*(clean_row(count) for count in SECRETS), PLANTED, COMPILE), run)
