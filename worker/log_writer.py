@@ -57,7 +57,8 @@ class LogWriter:
                 self._dropped = 0
             self._lines.append(lines)
             self._bytes += len(lines)
-            self._changed.notify()
+            if len(self._lines) == 1:  # else it is awake: to wake it costs more than a line does
+                self._changed.notify()
 
     def _write_forever(self) -> None:
         while True:

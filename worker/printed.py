@@ -12,6 +12,7 @@ from worker.dispatch.output import LineCutter
 from worker.masking import MAX_ADDED, ExecutionMasker, Masked, MaskingStream
 from worker.remote.frames import Stream
 from worker.remote.runner import Offsets
+from worker.state.history import KeptOutput
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ class Orders:
 
 class Printed:
     """`masker` is the execution's, and `keep_masks` keeps what its script adds to that;
-    `orders` is the whole job's."""
+    `orders` is the whole job's. `show` is handed whole lines, as they come."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Printed:
         orders: Orders,
         *,
         into_log: bool,
+        show: Callable[[Stream, bytes], None] | None = None,
     ) -> None:
         self.captures = captures
         self._masker = masker
@@ -52,6 +54,7 @@ class Printed:
         self._kept_masks = masker.added
         self._orders = orders
         self._into_log = into_log
+        self._show = show
         self._masking = {stream: MaskingStream(masker, add=masker.add) for stream in Stream}
         self._cutters = {stream: LineCutter() for stream in Stream}
         self._unwritten: dict[Stream, Masked] = {}
@@ -112,6 +115,17 @@ class Printed:
             log.warning("masks_refused", count=self._masker.refused, limit=MAX_ADDED)
         self.close()
 
+    def kept(self, limit: int) -> KeptOutput | None:
+        """The first and last half of each stream under `limit`; None where nothing was printed,
+        or nothing is to be kept."""
+        if not limit:
+            return None
+        stdout, stderr = (
+            b"".join(block for _, block in self.captures[stream].blocks(limit))
+            for stream in (Stream.STDOUT, Stream.STDERR)
+        )
+        return KeptOutput(stdout, stderr) if stdout or stderr else None
+
     async def _note_masks(self) -> None:
         """Before what they mask is kept: who takes up from there must mask the same."""
         if self._masker.added != self._kept_masks:
@@ -145,6 +159,8 @@ class Printed:
         if not lines:
             return
         self.captures[stream].note(self._orders.next(stream), len(lines))
+        if self._show is not None:
+            self._show(stream, lines)
         if self._into_log:
             texts = lines.removesuffix(b"\n").split(b"\n")
             for at in range(0, len(texts), LINES_AT_ONCE):

@@ -1,5 +1,6 @@
 """From a job's results to what the API is told: bodies for the outbox."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,9 @@ from worker.state.outbox import Entry, Kind
 MAX_COMPLETE_BYTES = 8 * 1024 * 1024
 # Of these, what scripts said may have so much: it cannot be cut, as what they print can.
 MAX_SCRIPT_OUTPUT_BYTES = 4 * 1024 * 1024
+
+# The app takes 3 s longer over an update of more.
+LIVE_BYTES = 48 * 1024
 
 # How the app itself joins the two streams where there is one field.
 STDERR_HEADING = "\n--- STDERR ---\n"
@@ -67,19 +71,30 @@ def running_entry(plan: Plan, execution: PlannedExecution, *, now: int) -> Entry
     return Entry(plan.job_id, Kind.RUNNING, execution.id, wire.encode(body))
 
 
+def live_body(captures: Captures) -> bytes:
+    """What a script has printed so far, for its row."""
+    output = _printed(captures, LIVE_BYTES)
+    return wire.encode(wire.UpdateExecutionBody(status="running", output=output))
+
+
+def _printed(captures: Captures, limit: int) -> str:
+    """Both streams under the limit each, as the app itself joins them."""
+    stdout, stderr = (
+        clean(b"".join(block for _, block in captures[stream].blocks(limit))) for stream in Stream
+    )
+    return stdout + (f"{STDERR_HEADING}{stderr}" if stderr else "")
+
+
 def update_entry(plan: Plan, result: ServerResult, captures: Captures) -> Entry:
     """The execution's final row, in the quiet form: it never says `completedAt`."""
     times = result.times
     setup_end = result.started_at + (times.setup_ms or 0)
     ran = times.execution_ms is not None
-    output = clean(captures[Stream.STDOUT].content())
-    if stderr := clean(captures[Stream.STDERR].content()):
-        output += f"{STDERR_HEADING}{stderr}"
     body = wire.UpdateExecutionBody(
         status=_ROW_STATUS.get(result.outcome, "FAILED"),
         started_at=rfc3339(result.started_at),
         exit_code=result.exit_code,
-        output=output,
+        output=_printed(captures, sys.maxsize),
         error=clean_text(result.error) if result.error else None,
         setup_started_at=rfc3339(result.started_at),
         setup_completed_at=rfc3339(setup_end),

@@ -1,5 +1,6 @@
 """One execution with its row at the API and its result in the state."""
 
+from dataclasses import astuple
 from functools import partial
 
 import structlog
@@ -9,13 +10,15 @@ from worker import logs
 from worker.clock import now_ms
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
-from worker.dispatch.server import ServerExecution
+from worker.dispatch.server import NOTHING_RECEIVED, ServerExecution
 from worker.masked import mask_result
 from worker.masking import Masker
 from worker.printed import Printed
 from worker.relay import Relay
-from worker.report import running_entry, update_entry
+from worker.report import live_body, running_entry, update_entry
+from worker.snapshot import ExecutionNow
 from worker.state.runs import RunStore
+from worker.telemetry import ExecutionTrace
 
 log = structlog.get_logger()
 
@@ -24,7 +27,8 @@ RUNNING_AFTER_SECONDS = 1.0
 
 
 class ReportedExecution:
-    """A child of the fan-out; `known` is its result, where an earlier worker had it already."""
+    """A child of the fan-out; `known` is its result, where an earlier worker had it already;
+    of each stream `kept_bytes` are kept beyond the job."""
 
     def __init__(
         self,
@@ -36,7 +40,9 @@ class ReportedExecution:
         relay: Relay,
         runs: RunStore,
         *,
+        trace: ExecutionTrace,
         known: ServerResult | None,
+        kept_bytes: int,
     ) -> None:
         self._plan = plan
         self._execution = execution
@@ -45,9 +51,41 @@ class ReportedExecution:
         self._masker = masker
         self._relay = relay
         self._runs = runs
+        self._trace = trace
         self._known = known
+        self._result = known
+        # Up to where its row has heard what the script prints.
+        self._told_live = NOTHING_RECEIVED
+        self._kept_bytes = kept_bytes
         # Whether nothing of the run is left on the server.
         self.is_clean = False
+
+    @property
+    def execution_id(self) -> str:
+        return self._execution.id
+
+    @property
+    def now(self) -> ExecutionNow:
+        """What it is at; once its script's part is over, how that ended."""
+        inner, result = self._inner, self._result
+        return ExecutionNow(
+            server=self._execution.server.name,
+            phase=inner.phase if result is None else result.outcome,
+            since=inner.phase_since if result is None else result.ended_at,
+            received_bytes=self._received_bytes,
+        )
+
+    @property
+    def _received_bytes(self) -> int:
+        return sum(astuple(self._printed.offsets))
+
+    def live_body(self) -> bytes | None:
+        """What its row has not heard yet of what the script prints; None if that is nothing."""
+        offsets = self._printed.offsets
+        if self._result is not None or offsets in (self._told_live, NOTHING_RECEIVED):
+            return None
+        self._told_live = offsets
+        return live_body(self._printed.captures)
 
     async def run(self) -> ServerResult:
         """How the execution ended; its final row is in the outbox then, and it in the state."""
@@ -55,9 +93,10 @@ class ReportedExecution:
             await trio.lowlevel.checkpoint()
             return self._known
         logs.mask_with(self._masker.mask_text)
+        structlog.contextvars.bind_contextvars(**self._trace.log_fields)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce)
-            result = mask_result(await self._inner.run(), self._masker)
+            result = self._result = mask_result(await self._inner.run(), self._masker)
             # Before the final row, so that the row's `running` never comes after it.
             nursery.cancel_scope.cancel()
         await self._printed.end()
@@ -71,20 +110,27 @@ class ReportedExecution:
             runner=result.runner,
             error=result.error,
         )
+        self._trace.ended(result, self._received_bytes)
         await self._relay.put_made(
             lambda: (update_entry(self._plan, result, self._printed.captures),),
-            also=partial(
-                self._runs.ended,
-                self._plan.job_id,
-                self._execution.id,
-                result.to_json(),
-                has_run=result.runner is not None,
-            ),
+            also=partial(self._keep, result),
         )
         return result
 
+    def _keep(self, result: ServerResult) -> None:
+        self._runs.ended(
+            self._plan.job_id,
+            self._execution.id,
+            result.to_json(),
+            has_run=result.runner is not None,
+            output=self._printed.kept(self._kept_bytes),
+            now=result.ended_at,
+        )
+
     async def clean_up(self) -> None:
+        began_at = now_ms()
         self.is_clean = await self._inner.clean_up()
+        self._trace.cleaned_up(began_at, now_ms(), is_clean=self.is_clean)
 
     def close(self) -> None:
         self._printed.close()

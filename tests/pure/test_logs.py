@@ -12,7 +12,8 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker.logs import MAX_LINE_BYTES, configure, printable
+from worker.log_forms import MAX_LINE_BYTES, printable
+from worker.logs import configure
 from worker.settings import LogFormat, LogLevel, LogSettings
 
 # Every character, halves of surrogate pairs too.

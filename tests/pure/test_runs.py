@@ -349,7 +349,8 @@ def test_a_job_whose_end_is_still_to_be_told_stays_until_it_is_told_or_given_up(
 def test_the_newest_ten_thousand_finished_jobs_are_known(state: State, runs: RunStore) -> None:
     with state.database.transaction() as tx:
         tx.executemany(
-            "INSERT INTO jobs VALUES (?, 'finished', NULL, 'one', 0, ?)",
+            "INSERT INTO jobs (job_id, state, boot, began_at, ended_at) "
+            "VALUES (?, 'finished', 'one', 0, ?)",
             [(f"job_{number}", number) for number in reversed(range(KEPT_JOBS + 5))],
         )
     reported(runs, "reported", now=0)

@@ -14,6 +14,8 @@ from worker.errors import StateError, StateLockedError
 DATABASE = "state.db"
 LOCK = "lock"
 HEARTBEAT = "heartbeat"
+READY = "ready"
+STATUS = "status.json"
 SPOOLS = "spool"
 
 MIGRATIONS = files("worker.state") / "migrations"
@@ -54,6 +56,30 @@ def open_state(directory: Path) -> Iterator[Database]:
 
 
 @contextmanager
+def open_shared(directory: Path, name: str) -> Iterator[Database]:
+    """The database of a `directory` that is no worker's, made where there is none; several
+    processes may have it. `name` says in errors where the directory comes from.
+
+    Raises StateError if it cannot be used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (directory / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two would make the tables at once
+            database = Database(directory / DATABASE, MIGRATIONS)
+    except OSError as error:
+        raise StateError(f"{name} {directory}: {error.strerror}") from error
+    except (sqlite3.Error, StateError) as error:
+        raise StateError(f"{name} {directory}: {DATABASE}: {error}") from error
+    try:
+        yield database
+    except sqlite3.Error as error:
+        raise StateError(f"{name} {directory}: {DATABASE}: {error}") from error
+    finally:
+        database.close()
+
+
+@contextmanager
 def open_beside(directory: Path) -> Iterator[Database]:
     """The database of `directory` for a command, whether a worker is running on it or not.
 
@@ -76,3 +102,15 @@ def open_beside(directory: Path) -> Iterator[Database]:
         raise StateError(f"CRONIUM_STATE_DIR {directory}: {DATABASE}: {error}") from error
     finally:
         database.close()
+
+
+def holder(directory: Path) -> str | None:
+    """The pid of the worker that has `directory`, as it wrote it there; None if none has."""
+    try:
+        with (directory / LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (directory / LOCK).read_text().strip() or "unknown"
+    except OSError:
+        pass  # there is none yet
+    return None

@@ -49,6 +49,21 @@ class QueuedEntry:
     created_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingEntry:
+    """An entry as an operator sees it; `parked` is why it will not be tried again."""
+
+    id: int
+    job_id: str
+    kind: Kind
+    subject: str
+    size_bytes: int
+    attempts: int
+    created_at: int
+    due_at: int
+    parked: str | None
+
+
 class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -176,9 +191,44 @@ class Outbox:
                 (now - PARKED_MS,),
             )
 
+    def waiting(self) -> tuple[int, int | None]:
+        """How many entries are still to be delivered, and when the oldest of them came."""
+        with self._database.transaction() as tx:
+            count, oldest = tx.execute(
+                "SELECT count(*), min(created_at) FROM outbox WHERE parked IS NULL"
+            ).fetchone()
+        return count, oldest
+
     def parked(self) -> list[tuple[str, str, str]]:
         """Job, subject and reason of each entry that was given up."""
         with self._database.transaction() as tx:
             return tx.execute(
                 "SELECT job_id, subject, parked FROM outbox WHERE parked IS NOT NULL ORDER BY id"
             ).fetchall()
+
+    def all(self) -> list[WaitingEntry]:
+        """Every entry, in the order in which they came."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                """
+                SELECT id, job_id, kind, subject, length(body), attempts, created_at, due_at, parked
+                FROM outbox ORDER BY id
+                """
+            ).fetchall()
+        return [
+            WaitingEntry(entry_id, job_id, Kind(kind), *rest)
+            for entry_id, job_id, kind, *rest in rows
+        ]
+
+    def retry(self, entry_id: int, *, now: int) -> bool:
+        """Have an entry tried as soon as may be, though it was given up; False if it is gone."""
+        with self._database.transaction() as tx:
+            tried = tx.execute(
+                "UPDATE outbox SET parked = NULL, due_at = ? WHERE id = ?", (now, entry_id)
+            )
+        return tried.rowcount > 0
+
+    def drop(self, entry_id: int) -> bool:
+        """Say it never; False if it is gone."""
+        with self._database.transaction() as tx:
+            return tx.execute("DELETE FROM outbox WHERE id = ?", (entry_id,)).rowcount > 0

@@ -26,6 +26,16 @@ class CachedRunner:
     verified_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """`hits` counts the times that no deployment was needed."""
+
+    key: ServerKey
+    runner: CachedRunner
+    deployed_at: int
+    hits: int
+
+
 class RunnerCache:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,6 +52,17 @@ class RunnerCache:
                 (key.server_id, key.host, key.port, key.user, sha256),
             ).fetchone()
         return CachedRunner(*row) if row else None
+
+    def all(self) -> list[CacheEntry]:
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                """
+                SELECT server_id, host, port, user, artifact, sha256, path, host_key, verified_at,
+                       deployed_at, hits
+                FROM runner_cache ORDER BY host, port, user, server_id
+                """
+            ).fetchall()
+        return [CacheEntry(ServerKey(*row[:4]), CachedRunner(*row[4:9]), *row[9:]) for row in rows]
 
     def put(self, key: ServerKey, runner: CachedRunner) -> None:
         with self._database.transaction() as tx:
@@ -82,3 +103,8 @@ class RunnerCache:
                 "DELETE FROM runner_cache WHERE (server_id, host, port, user) = (?, ?, ?, ?)",
                 (key.server_id, key.host, key.port, key.user),
             )
+
+    def count(self) -> int:
+        with self._database.transaction() as tx:
+            (count,) = tx.execute("SELECT count(*) FROM runner_cache").fetchone()
+        return int(count)

@@ -9,6 +9,7 @@ import msgspec
 
 from worker.database import Database
 from worker.secret import Secret
+from worker.state.history import NOT_TOLD, Begun, History, JobEnd, KeptOutput
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
 
@@ -51,19 +52,24 @@ class RunStore:
         self._seal = seal
         self._spools = spools
         self._boot = boot
+        self._history = History(database)
 
     def spool(self, job_id: str, execution_id: str, stream: str, *, limit: int) -> Spool:
         """What was received of one stream of a run; it goes with the job."""
         return self._spools.spool(job_id, execution_id, stream, limit=limit)
 
-    def begin(self, job_id: str, claim: bytes, *, now: int) -> None:
+    def begin(self, job_id: str, claim: bytes, *, now: int, begun: Begun = NOT_TOLD) -> None:
         """Keep a claimed job; whatever the state had of an earlier claim of it is gone."""
         sealed = self._seal.seal(claim, about=job_id)
+        servers = msgspec.json.encode(begun.servers).decode()
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
             tx.execute(
-                "INSERT INTO jobs (job_id, state, claim, boot, began_at) VALUES (?, ?, ?, ?, ?)",
-                (job_id, JobState.RUNNING, sealed, self._boot, now),
+                """
+                INSERT INTO jobs (job_id, state, claim, boot, began_at, event, servers)
+                VALUES (?, ?, ?, ?, ?, ?, ?)
+                """,
+                (job_id, JobState.RUNNING, sealed, self._boot, now, begun.event, servers),
             )
             self._remove_spools(job_id)
 
@@ -81,7 +87,16 @@ class RunStore:
                 (execution_id, sealed, job_id),
             )
 
-    def ended(self, job_id: str, execution_id: str, result: bytes, *, has_run: bool = True) -> None:
+    def ended(
+        self,
+        job_id: str,
+        execution_id: str,
+        result: bytes,
+        *,
+        has_run: bool = True,
+        output: KeptOutput | None = None,
+        now: int = 0,
+    ) -> None:
         """Keep how an execution ended; nothing if its job has been dropped meanwhile.
 
         The result of one that `has_run` is of no use without its spools.
@@ -94,13 +109,38 @@ class RunStore:
                 """,
                 (execution_id, result, has_run, job_id),
             )
+            if output is not None:
+                self._history.keep_output(execution_id, output, now=now)
 
-    def reported(self, job_id: str, *, now: int) -> None:
+    def reported(self, job_id: str, *, now: int, end: JobEnd | None = None) -> None:
         """The job's end is in the outbox; to be called in the transaction that puts it there."""
         with self._database.transaction() as tx:
             tx.execute(
-                "UPDATE jobs SET state = ?, ended_at = ? WHERE job_id = ?",
-                (JobState.REPORTED, now, job_id),
+                """
+                UPDATE jobs SET state = ?, ended_at = ?, status = ?, exit_code = ?, message = ?
+                WHERE job_id = ?
+                """,
+                (JobState.REPORTED, now, *_end(end), job_id),
+            )
+
+    def failed(self, job_id: str, fault: str, *, now: int) -> None:
+        """Nothing is left to do for a job that could not be run; why is told for a while."""
+        with self._database.transaction() as tx:
+            self.drop(job_id)
+            tx.execute(
+                """
+                INSERT INTO jobs
+                    (job_id, state, boot, began_at, ended_at, status, exit_code, message)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    job_id,
+                    JobState.FINISHED,
+                    self._boot,
+                    now,
+                    now,
+                    *_end(JobEnd("failed", 1, fault)),
+                ),
             )
 
     def finish(self, job_id: str) -> None:
@@ -218,3 +258,7 @@ class RunStore:
     def _remove_spools(self, job_id: str) -> None:
         # A result without its spools would be one without its output.
         self._database.after_commit(partial(self._spools.remove, job_id))
+
+
+def _end(end: JobEnd | None) -> tuple[str | None, int | None, str | None]:
+    return (None, None, None) if end is None else (end.status, end.exit_code, end.message)
