@@ -1,0 +1,1 @@
+"""Servers reached on an operator's word, without a queue."""
