@@ -12,6 +12,7 @@ from worker import settings
 from worker.clock import now_ms
 from worker.database import Database
 from worker.demo.sshd import LocalServer
+from worker.flight import Flight
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.service import Service, open_service
 from worker.state.directory import open_state
@@ -26,6 +27,10 @@ class WorkerRig:
     database: Database
     service: Service
     drain: trio.Event
+
+    def flight(self, job_id: str) -> Flight | None:
+        """The job as this worker has it in flight, if it does."""
+        return self.service._jobs._flights.get(job_id)
 
     def add(self, *servers: LocalServer) -> list[str]:
         """Make `servers` known to the queue; their names."""

@@ -24,7 +24,9 @@ from worker.report import Captures, share_bytes
 from worker.reported import ReportedExecution
 from worker.secret import Secret
 from worker.settings import Settings, secrets_of
+from worker.state.history import STREAM_BYTES
 from worker.state.runs import KeptJob, RunStore
+from worker.telemetry import ExecutionTrace, JobTrace, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Surroundings:
     relay: Relay
     runs: RunStore
     runtimes: Runtimes
+    telemetry: Telemetry
 
 
 class Crew:
@@ -54,6 +57,7 @@ class Crew:
         flight: Flight,
         ownership: Ownership,
         *,
+        trace: JobTrace,
         is_left: bool,
         kept: KeptJob | None = None,
         masks: Mapping[str, Sequence[Secret]] | None = None,
@@ -62,6 +66,7 @@ class Crew:
         self._around = around
         self._flight = flight
         self._ownership = ownership
+        self._trace = trace
         self._is_left = is_left
         self._kept = kept
         self._masks = masks or {}
@@ -127,7 +132,9 @@ class Crew:
             masker,
             self._around.relay,
             runs,
+            trace=self._trace.execution(execution) if known is None else ExecutionTrace(),
             known=known,
+            kept_bytes=STREAM_BYTES if settings.jobs.history_bytes else 0,
         )
 
     async def _keep_masks(self, execution_id: str, masker: ExecutionMasker) -> None:

@@ -89,6 +89,14 @@ class Delivery:
         except (QueueRefusedError, QueueUnavailableError, ProtocolError) as error:
             return judge(queued.entry, error)
 
+    async def say_live(self, execution_id: str, body: bytes) -> bool:
+        """Whether a row heard what it will hear again."""
+        try:
+            await self._client.update_execution(execution_id, body)
+        except (QueueRefusedError, QueueUnavailableError, ProtocolError):
+            return False
+        return True
+
     async def _say_row(self, queued: QueuedEntry) -> Verdict:
         """Rows never block the job's end: one that fails time and again while the API answers
         other calls is given up.

@@ -5,12 +5,17 @@ from collections.abc import Callable
 import structlog
 import trio
 
+from worker.clock import now_ms
+
 log = structlog.get_logger()
 
 
 class Flight:
+    """`admitted_at` is when it was claimed or taken up, in Unix milliseconds."""
+
     def __init__(self, job_id: str, free_slot: Callable[[], None]) -> None:
         self.job_id = job_id
+        self.admitted_at = now_ms()
         self.cancelled = trio.Event()
         # The API has heard, or will hear from the outbox, how the job ended.
         self.is_settled = False

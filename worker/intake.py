@@ -1,5 +1,6 @@
 """Claims: long-poll, capacity, back-off, and the hand-over to the jobs' nursery."""
 
+import math
 import random
 from typing import NoReturn
 
@@ -8,10 +9,12 @@ import trio
 
 from worker.api.client import QueueClient
 from worker.api.wire import BadJob, JobBody
+from worker.clock import now_ms
 from worker.errors import ProtocolError, QueueError
 from worker.jobs import Jobs
 from worker.relay import Relay
 from worker.report import release_entry
+from worker.telemetry import Telemetry
 
 log = structlog.get_logger()
 
@@ -25,13 +28,24 @@ POLL_MOST_SECONDS = 5.0
 # When the API fails: full jitter, so that a pool of workers does not come back as one.
 FAILED_FIRST_SECONDS = 0.5
 FAILED_MOST_SECONDS = 30.0
+# No round takes longer: a look for orphans, a poll of which each step is as slow as it may be, and
+# the pause after it.
+ROUND_SECONDS = 240.0
 
 
 class Intake:
     def __init__(
-        self, client: QueueClient, relay: Relay, jobs: Jobs, *, slots: int, batch_size: int
+        self,
+        client: QueueClient,
+        relay: Relay,
+        jobs: Jobs,
+        *,
+        slots: int,
+        batch_size: int,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._client = client
+        self._telemetry = telemetry or Telemetry()
         self._relay = relay
         self._jobs = jobs
         self._slots = slots
@@ -40,6 +54,11 @@ class Intake:
         self._slot_freed = trio.Event()
         self._held: set[str] = set()
         self._answers = True
+        # Whether the API has answered, and does; and since when that is so, in Unix milliseconds.
+        self.is_answered = False
+        self.answered_since = now_ms()
+        # By when the polls mean to have come round, by the loop's clock.
+        self.due_at = math.inf
 
     @property
     def free_slots(self) -> int:
@@ -64,13 +83,17 @@ class Intake:
 
         One poll at a time: two at once under one id would get the same jobs twice.
         """
-        async with trio.open_nursery() as holding:
-            await self._claim_forever(jobs, holding)
+        try:
+            async with trio.open_nursery() as holding:
+                await self._claim_forever(jobs, holding)
+        finally:
+            self.due_at = math.inf
 
     async def _claim_forever(self, jobs: trio.Nursery, holding: trio.Nursery) -> NoReturn:
         failures = idle = 0
         has_looked = False
         while True:
+            self.due_at = trio.current_time() + ROUND_SECONDS
             # What was claimed under this id and never arrived: by a run of this worker before,
             # or with an answer that was lost.
             if not has_looked:
@@ -78,8 +101,10 @@ class Intake:
             # The slot comes first: a claimed job must not wait, its lease is running.
             # Jobs that came in the place of held ones may be more than there are slots.
             while self.free_slots <= 0:
+                self.due_at = math.inf
                 self._slot_freed = trio.Event()
                 await self._slot_freed.wait()
+            self.due_at = trio.current_time() + ROUND_SECONDS
             # The queue counts held jobs against the poll, so ask for as many more.
             began = trio.current_time()
             count = min(self._batch_size, self.free_slots) + len(self._held)
@@ -91,6 +116,8 @@ class Intake:
                 has_looked = False
                 await trio.sleep(_jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS))
                 continue
+            self._telemetry.polled(trio.current_time() - began, len(claim.jobs))
+            self._note_answered(is_answered=True)
             if not self._answers:
                 self._answers = True
                 log.info("queue_answers_again")
@@ -113,7 +140,9 @@ class Intake:
             claimed = await self._client.orphaned()
         except (QueueError, ProtocolError) as error:
             log.debug("orphans_unknown", error=str(error))
+            self._note_answered(is_answered=False)
             return False
+        self._note_answered(is_answered=True)
         known = {*self._jobs.ids, *self._held, *await self._relay.known_jobs()}
         for job_id in claimed:
             if job_id not in known:
@@ -160,7 +189,12 @@ class Intake:
         self._busy -= 1
         self._slot_freed.set()
 
+    def _note_answered(self, *, is_answered: bool) -> None:
+        if is_answered is not self.is_answered:
+            self.is_answered, self.answered_since = is_answered, now_ms()
+
     def _note_failure(self, error: Exception) -> None:
+        self._note_answered(is_answered=False)
         # Once at its beginning: an outage of a night is not a log of a night.
         if self._answers:
             self._answers = False

@@ -1,5 +1,6 @@
 """The jobs of this worker: each one run from its claim to its result in the outbox."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -17,10 +18,14 @@ from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
 from worker.errors import JobError, ProtocolError, SealedValueError
 from worker.flight import Flight
+from worker.live import tell_live_forever
 from worker.ownership import Ownership
 from worker.relay import LastWord
 from worker.report import cancelled_entry, complete_entry, create_entry, fail_entry, release_entry
+from worker.snapshot import JobNow
+from worker.state.history import Begun, JobEnd
 from worker.state.runs import JobState, KeptJob
+from worker.telemetry import JobTrace
 
 log = structlog.get_logger()
 
@@ -34,13 +39,34 @@ class Jobs:
         self._around = around
         self._relay = around.relay
         self._runs = around.runs
+        self._telemetry = around.telemetry
         self._settings = around.settings
         self._ownership = ownership
         self._flights: dict[str, Flight] = {}
+        self._counts: Counter[str] = Counter()
+        # Those in flight whose plan is known, with when they began.
+        self._crews: dict[str, tuple[Plan, Crew, int]] = {}
 
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(self._flights)
+
+    def take_counts(self) -> dict[str, int]:
+        """Jobs by status and executions by outcome that have ended since this was last asked."""
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    @property
+    def now(self) -> tuple[JobNow, ...]:
+        return tuple(
+            JobNow(
+                job_id=job_id,
+                event_id=plan.event_id,
+                since=began_at,
+                executions=tuple(child.now for child in crew.children),
+            )
+            for job_id, (plan, crew, began_at) in self._crews.items()
+        )
 
     def admit(self, job_id: str, free_slot: Callable[[], None]) -> bool:
         """Whether the job is new here; a claim of one that is in flight is a duplicate.
@@ -109,11 +135,15 @@ class Jobs:
     async def refuse(self, job_id: str, fault: str) -> None:
         """A job that cannot be run as it stands; the fault names the field."""
         log.error("job_refused", job_id=job_id, error=fault)
+        self._telemetry.refused()
         await self._put_failure(job_id, fault)
 
     async def _put_failure(self, job_id: str, fault: str) -> None:
-        entry = fail_entry(job_id, fault, now=now_ms())
-        await self._relay.put(entry, also=partial(self._runs.drop, job_id))
+        now = now_ms()
+        await self._relay.put(
+            fail_entry(job_id, fault, now=now),
+            also=partial(self._runs.failed, job_id, fault, now=now),
+        )
 
     async def _part_from(self, flight: Flight) -> None:
         """Leave a job before its end."""
@@ -133,20 +163,26 @@ class Jobs:
         if await self._relay.supersede(plan.job_id):
             log.info("result_stored_already")
             return
+        trace = self._telemetry.job(plan, flight.admitted_at)
+        structlog.contextvars.bind_contextvars(**trace.log_fields)
         if not await self._ownership.may_start(flight):
             return
         began_at = now_ms()
+        trace.started(began_at)
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         await self._relay.put(
             *(create_entry(plan, execution) for execution in plan.executions),
             # Before anything is sent to a server.
-            also=partial(self._runs.begin, plan.job_id, wire.encode(job), now=began_at),
+            also=partial(
+                self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
+            ),
         )
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
         is_left = flight.cancelled.is_set()
-        crew = Crew(plan, self._around, flight, self._ownership, is_left=is_left)
+        crew = Crew(plan, self._around, flight, self._ownership, trace=trace, is_left=is_left)
         logs.mask_with(crew.masker.mask_text)
-        await self._fly(plan, flight, crew, partial(self._report, plan, crew, flight, began_at))
+        report = partial(self._report, plan, crew, flight, trace, began_at)
+        await self._fly(plan, flight, crew, report, began_at)
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
@@ -157,22 +193,34 @@ class Jobs:
             await self._give_back(kept)
             return
         plan = self._plan(job)
+        trace = JobTrace()
         if last_word is not None:
             flight.settle()
         elif not await self._ownership.may_start(flight):
             await self._relay.drop(kept.job_id)
             return
+        else:
+            trace = self._telemetry.job(plan, flight.admitted_at)
+            trace.started(now_ms())
+            structlog.contextvars.bind_contextvars(**trace.log_fields)
         log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
         crew = Crew(
-            plan, self._around, flight, self._ownership, is_left=True, kept=kept, masks=masks
+            plan,
+            self._around,
+            flight,
+            self._ownership,
+            trace=trace,
+            is_left=True,
+            kept=kept,
+            masks=masks,
         )
         logs.mask_with(crew.masker.mask_text)
         report = (
-            partial(self._report, plan, crew, flight, kept.began_at)
+            partial(self._report, plan, crew, flight, trace, kept.began_at)
             if last_word is None
             else partial(self._hear, last_word, flight)
         )
-        await self._fly(plan, flight, crew, report)
+        await self._fly(plan, flight, crew, report, kept.began_at)
 
     async def _give_back(self, kept: KeptJob) -> None:
         """A job whose plan is lost: its runs are for whoever claims it, or for the runner's
@@ -196,12 +244,22 @@ class Jobs:
         flight: Flight,
         crew: Crew,
         report: Callable[[tuple[ServerResult, ...]], Awaitable[bool]],
+        began_at: int,
     ) -> None:
-        with flight.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ownership.watch_forever, flight)
-                await fan_out(crew.children, report)
-                nursery.cancel_scope.cancel()
+        shown = self._crews[plan.job_id] = (plan, crew, began_at)
+        try:
+            with flight.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._ownership.watch_forever, flight)
+                    if seconds := self._settings.jobs.live_output_seconds:
+                        nursery.start_soon(
+                            tell_live_forever, self._relay, plan.job_id, crew.children, seconds
+                        )
+                    await fan_out(crew.children, report)
+                    nursery.cancel_scope.cancel()
+        finally:
+            if self._crews.get(plan.job_id) is shown:
+                del self._crews[plan.job_id]
         # Not what a new flight of the job, handed out again meanwhile, has to say.
         if self._flights.get(plan.job_id) is not flight:
             return
@@ -215,6 +273,7 @@ class Jobs:
         plan: Plan,
         crew: Crew,
         flight: Flight,
+        trace: JobTrace,
         began_at: int,
         results: Sequence[ServerResult],
     ) -> bool:
@@ -237,9 +296,16 @@ class Jobs:
                 ended_at=ended_at,
                 share=crew.share_bytes,
             ),
-            also=partial(self._runs.reported, plan.job_id, now=ended_at),
+            also=partial(
+                self._runs.reported,
+                plan.job_id,
+                now=ended_at,
+                end=JobEnd(job.status, job.exit_code, job.message),
+            ),
         )
         flight.settle()
+        self._counts[f"jobs_{job.status}"] += 1
+        self._counts.update(f"executions_{result.outcome}" for result in results)
         log.info(
             "job_ended",
             status=job.status,
@@ -247,6 +313,7 @@ class Jobs:
             message=job.message,
             duration_ms=ended_at - began_at,
         )
+        trace.ended(job.status, began_at, ended_at)
         return await self._hear(last_word, flight, results)
 
     async def _hear(
@@ -256,3 +323,8 @@ class Jobs:
         await last_word.said.wait()
         flight.is_over = True
         return last_word.accepted
+
+
+def _begun(plan: Plan) -> Begun:
+    servers = {execution.id: execution.server.name for execution in plan.executions}
+    return Begun(plan.event_name or plan.event_id, servers)

@@ -1,7 +1,9 @@
 """The outbox's way to the API: in order per job, until the API has it."""
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
 
@@ -21,6 +23,11 @@ log = structlog.get_logger()
 CONCURRENT_DELIVERIES = 8
 FIRST_PAUSE_SECONDS = 0.5
 MOST_PAUSE_SECONDS = 60.0
+# No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
+LOOK_SECONDS = 60.0
+DELIVERY_SECONDS = 600.0
+# A command may have put something back that was given up.
+IDLE_SECONDS = 15.0
 
 
 def pause_seconds(attempts: int) -> float:
@@ -60,6 +67,8 @@ class Relay:
         self._in_flight: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
+        # By when the deliveries mean to have come round, by the loop's clock.
+        self.due_at = math.inf
 
     async def put(self, *entries: Entry, also: Callable[[], object] | None = None) -> None:
         """Keep `entries` until the API has them; they are on disk when this returns.
@@ -151,39 +160,63 @@ class Relay:
         """Deliver what is due, and go on; what fails for a passing reason is tried for ever."""
         async with trio.open_nursery() as nursery:
             while True:
+                self.due_at = trio.current_time() + LOOK_SECONDS
                 self._news = trio.Event()
-                now = self._now()
                 room = CONCURRENT_DELIVERIES - len(self._in_flight)
-                # Heads of jobs in flight are among them, so ask for as many more.
-                heads = await self._database.run(
-                    partial(self._outbox.heads, limit=CONCURRENT_DELIVERIES * 2, now=now)
-                )
-                for queued in [q for q in heads if q.entry.job_id not in self._in_flight][:room]:
-                    self._in_flight.add(queued.entry.job_id)
-                    nursery.start_soon(self._deliver, queued)
-                await self._wait_for_work(now)
+                next_due_at = None
+                if room:
+                    heads, next_due_at = await self._database.run(partial(self._look, self._now()))
+                    is_free = [q for q in heads if q.entry.job_id not in self._in_flight]
+                    for queued in is_free[:room]:
+                        self._in_flight.add(queued.entry.job_id)
+                        nursery.start_soon(self._deliver, queued)
+                await self._wait_for_work(next_due_at)
 
-    async def _wait_for_work(self, looked_at: int) -> None:
+    def _look(self, now: int) -> tuple[list[QueuedEntry], int | None]:
+        """What is due, and when something is that is not yet."""
+        with self._database.transaction():
+            # Heads of jobs in flight are among them, so ask for as many more.
+            heads = self._outbox.heads(limit=CONCURRENT_DELIVERIES * 2, now=now)
+            return heads, self._outbox.next_due_at(after=now)
+
+    async def _wait_for_work(self, due_at: int | None) -> None:
         """Until something is due that was not when the outbox was looked at, or there is news.
 
         What was due then is being delivered, or waits for that; the end of a delivery is news.
         """
-        due_at = await self._database.run(partial(self._outbox.next_due_at, after=looked_at))
-        seconds = float("inf") if due_at is None else (due_at - self._now()) / 1000
-        with trio.move_on_after(max(0, seconds)):
+        seconds = math.inf if due_at is None else (due_at - self._now()) / 1000
+        self.due_at = trio.current_time() + DELIVERY_SECONDS if self._in_flight else math.inf
+        with trio.move_on_after(min(max(0, seconds), IDLE_SECONDS)):
             await self._news.wait()
 
+    async def say_live(self, job_id: str, execution_id: str, body: bytes) -> bool:
+        """Tell a row what need not be kept; whether it was heard.
+
+        Not while something of the job that is kept is to be heard first, which then does not come
+        before this either.
+        """
+        if job_id in await self.pending_jobs() or job_id in self._in_flight:
+            return False
+        self._in_flight.add(job_id)
+        with self._lane(job_id):
+            return await self._delivery.say_live(execution_id, body)
+
     async def _deliver(self, queued: QueuedEntry) -> None:
-        entry = queued.entry
-        try:
+        with self._lane(queued.entry.job_id):
             verdict = await self._delivery.attempt(queued)
             await self._record(queued, verdict)
             if not isinstance(verdict, Later):
-                self._settle(entry, verdict)
+                self._settle(queued.entry, verdict)
+
+    @contextmanager
+    def _lane(self, job_id: str) -> Iterator[None]:
+        """Around what is told of a job that is in flight: one thing after the other."""
+        try:
+            yield
         finally:
-            self._in_flight.discard(entry.job_id)
+            self._in_flight.discard(job_id)
             self._news.set()
-            waiting = self._waiting.pop(entry.job_id, None)
+            waiting = self._waiting.pop(job_id, None)
             if waiting is not None:
                 waiting.set()
 

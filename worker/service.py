@@ -29,15 +29,23 @@ from worker.remote.deployments import Deployments
 from worker.remote.pool import Pool, open_pool
 from worker.remote.session import Remote
 from worker.settings import DrainPolicy, Settings
-from worker.state.directory import HEARTBEAT, SPOOLS
+from worker.snapshot import WorkerNow, show_forever
+from worker.stalls import stalls_logged
+from worker.state.directory import SPOOLS
+from worker.state.history import History
 from worker.state.outbox import Outbox
+from worker.state.runner_cache import RunnerCache
 from worker.state.runs import RunStore
 from worker.state.seal import open_state_seal
 from worker.state.spool import Spools, boot_id
+from worker.telemetry import StateNow, Telemetry
+from worker.vitals import Vitals
 
 log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 15.0
+REPORT_SECONDS = 60.0
+OBSERVE_SECONDS = 5.0
 # What is left in the outbox then is sent at the next start.
 FLUSH_SECONDS = 10.0
 # The runner's grace of 5 s, and the time to hear of it and to say so.
@@ -53,11 +61,13 @@ class Service:
         runtimes: Runtimes,
         database: Database,
         pool: Pool,
+        telemetry: Telemetry,
     ) -> None:
         """Raises StateError if the key of the state cannot be used."""
         self._settings = settings
         self._client = client
         self._database = database
+        self._telemetry = telemetry
         self._runs = RunStore(
             database,
             open_state_seal(settings.state_dir, settings.state_key),
@@ -77,7 +87,7 @@ class Service:
         self._jobs_scope = trio.CancelScope()
         self._cancelling = False
         self._jobs = Jobs(
-            Surroundings(settings, database, remote, self._relay, self._runs, runtimes),
+            Surroundings(settings, database, remote, self._relay, self._runs, runtimes, telemetry),
             Ownership(client, poll_seconds=settings.jobs.cancel_poll_seconds),
         )
         self._intake = Intake(
@@ -86,6 +96,31 @@ class Service:
             self._jobs,
             slots=settings.jobs.max_concurrent,
             batch_size=settings.jobs.poll_batch_size,
+            telemetry=telemetry,
+        )
+        self._vitals = Vitals(
+            settings.state_dir,
+            lambda: {"polls": self._intake.due_at, "outbox": self._relay.due_at},
+            is_stuck=lambda: database.is_stuck,
+            is_answered=lambda: self._intake.is_answered,
+        )
+        self._pool = pool
+        self._started_at = now_ms()
+        self._is_draining = False
+
+    @property
+    def now(self) -> WorkerNow:
+        return WorkerNow(
+            version=__version__,
+            started_at=self._started_at,
+            is_draining=self._is_draining,
+            api_answers=self._intake.is_answered,
+            api_since=self._intake.answered_since,
+            slots=self._settings.jobs.max_concurrent,
+            free_slots=self._intake.free_slots,
+            held_jobs=self._intake.held_jobs,
+            jobs=self._jobs.now,
+            pool=self._pool.now,
         )
 
     async def run(self, drain: trio.Event) -> bool:
@@ -100,10 +135,16 @@ class Service:
                 await self._intake.take_up(jobs)
                 support.start_soon(self._relay.run)
                 support.start_soon(self._beat_forever)
+                support.start_soon(self._vitals.show_forever)
+                support.start_soon(self._report_forever)
+                support.start_soon(show_forever, self._settings.state_dir, self._look)
+                if self._telemetry.is_on:
+                    support.start_soon(self._observe_forever)
                 support.start_soon(self._sweep_forever)
                 async with trio.open_nursery() as claiming:
                     claiming.start_soon(self._intake.claim_forever, jobs)
                     await drain.wait()
+                    self._is_draining = True
                     log.info("draining", jobs=len(self._jobs.ids))
                     support.start_soon(self._limit_drain)
                     claiming.cancel_scope.cancel()
@@ -116,6 +157,23 @@ class Service:
                 log.warning("outbox_not_empty", jobs=len(await self._relay.pending_jobs()))
             support.cancel_scope.cancel()
         return not flush.cancelled_caught and await self._relay.is_done()
+
+    def _look(self) -> WorkerNow:
+        now = self.now
+        self._telemetry.observe(now)
+        return now
+
+    async def _observe_forever(self) -> NoReturn:
+        """What telemetry tells of the state file, which a thread of its own may not ask."""
+        cache = RunnerCache(self._database)
+
+        def look() -> StateNow:
+            waiting, oldest_at = self._outbox.waiting()
+            return StateNow(waiting, len(self._outbox.parked()), oldest_at, cache.count())
+
+        while True:
+            self._telemetry.observe_state(await self._database.run(look))
+            await trio.sleep(OBSERVE_SECONDS)
 
     async def _limit_drain(self) -> None:
         """What still runs at the drain's limit is handed over, or ended, as is configured."""
@@ -136,17 +194,34 @@ class Service:
         while True:
             await self._database.run(partial(self._runs.sweep, now=now_ms()))
             await self._database.run(partial(self._outbox.sweep, now=now_ms()))
+            kept = self._settings.jobs.history_bytes
+            await self._database.run(partial(History(self._database).sweep, limit_bytes=kept))
             await trio.sleep(SWEEP_SECONDS)
+
+    async def _report_forever(self) -> NoReturn:
+        """Tell the app how this worker is, and what it has done since; best effort."""
+        while True:
+            await trio.sleep(REPORT_SECONDS)
+            now, pending = self.now, await self._relay.pending_jobs()
+            gauges = {
+                "activeJobs": now.slots - now.free_slots,
+                "maxJobs": now.slots,
+                "activeExecutions": sum(len(job.executions) for job in now.jobs),
+                "connections": now.pool.connections,
+                "outboxJobs": len(pending),
+                "uptimeSeconds": (now_ms() - now.started_at) // 1000,
+            }
+            status = "healthy" if self._vitals.is_well else "degraded"
+            try:
+                await self._client.report_health(status, gauges)
+                await self._client.report_metrics(self._jobs.take_counts())
+            except (QueueError, ProtocolError) as error:
+                log.debug("report_failed", error=str(error))
 
     async def _beat_forever(self) -> NoReturn:
         """Name every job that the API has not heard the end of; learn which were cancelled."""
-        file = self._settings.state_dir / HEARTBEAT
         next_beat = trio.current_time()
         while True:
-            try:
-                await trio.to_thread.run_sync(file.touch)
-            except OSError as error:  # the probe notices; the jobs need not
-                log.warning("heartbeat_file_failed", error=str(error))
             pending = await self._relay.pending_jobs()
             running = tuple(dict.fromkeys((*self._jobs.ids, *self._intake.held_jobs, *pending)))
             free = self._intake.free_slots
@@ -167,27 +242,33 @@ class Service:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, database: Database, worker_id: str
+    settings: Settings, database: Database, worker_id: str, telemetry: Telemetry | None = None
 ) -> AsyncIterator[Service]:
     """A service with all that it reaches the API and servers by."""
+    told = telemetry or Telemetry()
+    # Calls are a part of every job, and nobody is to pay for what nobody wants to know.
+    heard = told.api_called if told.is_on else None
     async with (
         trio_asyncio.open_loop() as loop,
-        open_client(settings.api, worker_id) as client,
-        open_runtimes(settings.runtime, client) as runtimes,
+        open_client(settings.api, worker_id, heard) as client,
+        open_runtimes(settings.runtime, client, heard) as runtimes,
         open_pool(Connector(settings.ssh, database), settings.ssh) as pool,
     ):
         # trio-asyncio would end the worker for what asyncio only reports.
         loop.set_exception_handler(_log_stray)
-        yield Service(settings, client, runtimes, database, pool)
+        yield Service(settings, client, runtimes, database, pool, told)
 
 
-async def serve(settings: Settings, database: Database, worker_id: str) -> bool:
+async def serve(
+    settings: Settings, database: Database, worker_id: str, telemetry: Telemetry
+) -> bool:
     """The whole worker, until a signal has drained it; whether the API has heard all it must.
 
     The first signal drains, the second cancels what runs, the third ends the process at once.
     """
     async with (
-        open_service(settings, database, worker_id) as service,
+        stalls_logged(),
+        open_service(settings, database, worker_id, telemetry) as service,
         trio.open_nursery() as nursery,
     ):
         drain = trio.Event()

@@ -85,10 +85,12 @@ class JobSettings:
     drain_seconds: float
     drain_policy: DrainPolicy
     cancel_poll_seconds: float
+    live_output_seconds: float
     exit_code_policy: ExitCodePolicy
     output_limit_bytes: int
     run_max_output_bytes: int
     mask_names: tuple[str, ...]
+    history_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,13 @@ CANCEL_POLL = Variable(
     values.seconds(1, 600),
     default="10s",
 )
+LIVE_OUTPUT = Variable(
+    "CRONIUM_LIVE_OUTPUT",
+    "how often an execution's row is told what its script has printed so far; 0 for not at all",
+    "0s to 1h",
+    values.seconds(0, 3600),
+    default="2s",
+)
 EXIT_CODE_POLICY = Variable(
     "CRONIUM_EXIT_CODE_POLICY",
     "`sum` of all servers' exit codes, or `partial100`: 100 + failed servers for a partial "
@@ -291,6 +300,14 @@ MASK_NAMES = Variable(
     "patterns of names such as *TOKEN*, with spaces between; case does not matter",
     values.name_patterns,
     default="*TOKEN* *SECRET* *PASSWORD* *PASSPHRASE* *PRIVATE_KEY* *API_KEY* *CREDENTIAL*",
+)
+HISTORY_OUTPUT = Variable(
+    "CRONIUM_HISTORY_OUTPUT",
+    "output of ended executions that `show` still has, over all jobs: the newest, and of each "
+    "stream the first and last 8 KiB; counted once an hour, `0` keeps none",
+    "0 to 64GiB",
+    values.size(0, 64 * 1024 * values.MIB),
+    default="256MiB",
 )
 SSH_HOST_KEYS = Variable(
     "CRONIUM_SSH_HOST_KEYS",
@@ -374,10 +391,12 @@ VARIABLES: tuple[Variable[Any], ...] = (
     DRAIN_TIMEOUT,
     DRAIN_POLICY,
     CANCEL_POLL,
+    LIVE_OUTPUT,
     EXIT_CODE_POLICY,
     OUTPUT_LIMIT,
     RUN_MAX_OUTPUT,
     MASK_NAMES,
+    HISTORY_OUTPUT,
     SSH_HOST_KEYS,
     SSH_KNOWN_HOSTS,
     SSH_KEEPALIVE,
@@ -390,7 +409,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
 )
 
 # Read by other commands of this program, so not unknown to it.
-OTHER_COMMANDS = ("CRONIUM_QUEUE_DB",)
+OTHER_COMMANDS = ("CRONIUM_QUEUE_DB", "CRONIUM_EXEC_DIR")
 
 
 class _Reader:
@@ -472,11 +491,14 @@ def secrets_of(settings: Settings) -> frozenset[Secret]:
     return frozenset(secret for secret in found if secret is not None)
 
 
-def load(environ: Mapping[str, str]) -> Settings:
-    """Raises SettingsError, with all faults at once."""
+def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
+    """Those of a worker, or of a command that `has_queue` not: it needs neither endpoint nor token.
+
+    Raises SettingsError, with all faults at once.
+    """
     reader = _Reader(environ)
     read = reader.read
-    token = read(API_TOKEN)
+    token = read(API_TOKEN) if has_queue else None
     reader.together(RUNTIME_URL, JWT_SECRET)
     runtime_url, jwt_secret = read(RUNTIME_URL), read(JWT_SECRET)
     parsed: dict[str, Any] = {
@@ -485,7 +507,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         "state_key": read(STATE_KEY),
         "encryption_key": read(ENCRYPTION_KEY),
         "api": {
-            "endpoint": read(API_ENDPOINT),
+            "endpoint": read(API_ENDPOINT) if has_queue else "",
             "token": SecretSource(token or Secret(""), reader.secret_file(API_TOKEN)),
         },
         "jobs": {
@@ -494,10 +516,12 @@ def load(environ: Mapping[str, str]) -> Settings:
             "drain_seconds": read(DRAIN_TIMEOUT),
             "drain_policy": read(DRAIN_POLICY),
             "cancel_poll_seconds": read(CANCEL_POLL),
+            "live_output_seconds": read(LIVE_OUTPUT),
             "exit_code_policy": read(EXIT_CODE_POLICY),
             "output_limit_bytes": read(OUTPUT_LIMIT),
             "run_max_output_bytes": read(RUN_MAX_OUTPUT),
             "mask_names": read(MASK_NAMES),
+            "history_bytes": read(HISTORY_OUTPUT),
         },
         "phases": {
             "setup_seconds": read(SETUP_TIMEOUT),

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, worker_on
+from worker.api.client import QueueClient
 from worker.demo.sshd import LocalServer, Sshd
 from worker.queue_server.model import ScriptType
 
@@ -236,7 +237,7 @@ async def test_a_runner_that_was_deleted_or_changed_is_deployed_again(
 
 async def test_nothing_is_left_once_a_job_was_reported(sshd: Sshd, tmp_path: Path) -> None:
     root = sshd.server.home / ".cache" / "cronium"
-    async with running_worker(tmp_path) as rig:
+    async with running_worker(tmp_path, {"CRONIUM_SSH_IDLE_TIMEOUT": "0s"}) as rig:
         names = rig.add(sshd.server)
         with trio.fail_after(60):
             report = await rig.run("echo hello", names)
@@ -321,3 +322,60 @@ async def test_a_job_that_the_drain_cuts_short_goes_back_to_the_queue_and_its_ru
 
     assert report.executions[0].output == "before\nafter\n"
     assert mark.read_text() == "x\n"
+
+
+async def test_a_row_shows_what_its_script_prints_while_it_runs(sshd: Sshd, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"echo first; echo oops >&2; until [ -e {go} ]; do sleep 0.05; done; echo last"
+    async with running_worker(tmp_path, {"CRONIUM_LIVE_OUTPUT": "1s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            job_id = rig.submit(script, names)
+            while not (rows := rig.queue.store.report(job_id).executions) or not rows[0].output:
+                await trio.sleep(0.05)
+            during = rig.queue.store.report(job_id)
+            go.touch()
+            after = await rig.finished(job_id)
+
+    assert during.executions[0].output == "first\n\n--- STDERR ---\noops\n"
+    assert during.executions[0].status == "running"
+    assert during.job.status == "running"
+    assert after.executions[0].output == "first\nlast\n\n--- STDERR ---\noops\n"
+    assert after.executions[0].status == "COMPLETED"
+
+
+async def test_live_output_never_comes_after_the_final_row_nor_holds_up_the_job(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    update = QueueClient.update_execution
+
+    async def slow_live(self: QueueClient, execution_id: str, body: bytes) -> None:
+        status = json.loads(body)["status"]
+        told.append(("begun", status))
+        if status == "running" and "output" in json.loads(body):
+            await trio.sleep(1.5)  # the script ends meanwhile
+        await update(self, execution_id, body)
+        told.append(("heard", status))
+
+    monkeypatch.setattr(QueueClient, "update_execution", slow_live)
+    async with running_worker(tmp_path, {"CRONIUM_LIVE_OUTPUT": "2s"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            report = await rig.run("echo first; sleep 3; echo last", names)
+
+    assert report.executions[0].output == "first\nlast\n"
+    assert told[-2:] == [("begun", "COMPLETED"), ("heard", "COMPLETED")]
+    assert ("heard", "running") in told
+
+
+async def test_live_output_can_be_left_out(sshd: Sshd, tmp_path: Path) -> None:
+    async with running_worker(tmp_path, {"CRONIUM_LIVE_OUTPUT": "0"}) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            job_id = rig.submit("echo first; sleep 4", names)
+            await trio.sleep(3)
+            during = rig.queue.store.report(job_id)
+            await rig.finished(job_id)
+
+    assert not during.executions[0].output

@@ -303,7 +303,7 @@ async def test_a_job_that_comes_back_while_its_old_flight_closes_is_reported(
             job_id = rig.submit(waiting_script(mark, go), names)
             await until_exists(mark)
             give_to_another(rig, job_id)
-            while not rig.service._jobs._flights[job_id].is_settled:
+            while (flight := rig.flight(job_id)) is not None and not flight.is_settled:
                 await trio.sleep(0.01)
             go.touch()
             down = True

@@ -1,11 +1,17 @@
-"""The service in whose nurseries all else runs: its drain and its heartbeat."""
+"""The service in whose nurseries all else runs: its drain, its heartbeat and its reports."""
 
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from tests.worker_rig import running_worker, until_exists, until_idle
+from worker.api import wire
+from worker.api.client import QueueClient
 from worker.demo.sshd import Sshd
 from worker.intake import Intake
 
@@ -56,3 +62,48 @@ async def test_a_heartbeat_file_that_cannot_be_written_does_not_end_the_worker(
             report = await rig.run("true", names)
 
     assert report.job.status == "completed"
+
+
+async def test_the_app_is_told_how_the_worker_is_and_what_it_has_done(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.REPORT_SECONDS", 0.5)
+    told: list[tuple[str, dict[str, Any]]] = []
+    call = QueueClient._call
+
+    async def heard(
+        self: QueueClient,
+        method: str,
+        path: str,
+        body: wire.Body | None = None,
+        **options: Any,  # noqa: ANN401  passed on
+    ) -> httpx.Response:
+        response = await call(self, method, path, body, **options)
+        if path in ("orchestrator/health", "orchestrator/metrics") and body is not None:
+            told.append((path, json.loads(wire.encode(body))))
+        return response
+
+    monkeypatch.setattr(QueueClient, "_call", heard)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            await rig.run("exit 3", names)
+            job_id = rig.submit("sleep 3", names)
+            await trio.sleep(2)
+            await rig.finished(job_id)
+            await trio.sleep(1)
+
+    health = [body for path, body in told if path == "orchestrator/health"]
+    counts = Counter[str]()
+    for path, body in told:
+        if path == "orchestrator/metrics":
+            assert body["period"] == "minute"
+            counts.update(body["metrics"])
+    assert {body["status"] for body in health} == {"healthy"}
+    assert any(body["metrics"]["activeExecutions"] == 1 for body in health)
+    assert counts == {
+        "jobs_failed": 1,
+        "executions_failed": 1,
+        "jobs_completed": 1,
+        "executions_success": 1,
+    }

@@ -374,7 +374,8 @@ def test_the_runs_of_a_lost_worker_are_ended_when_their_job_is_claimed_and_found
     with open_background() as background:
         api = ApiProxy(background, site.port)
         acknowledge = api.hold("acknowledge")
-        site.start_worker(API_ENDPOINT=f"http://127.0.0.1:{api.port}")
+        # Nothing is to be kept there for a next job.
+        site.start_worker(API_ENDPOINT=f"http://127.0.0.1:{api.port}", SSH_IDLE_TIMEOUT="0s")
         acknowledge.wait_reached()
         site.store.cancel(job_id, now_ms())
         acknowledge.release()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.worker_process import Site, open_site, wait_for
+from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.demo.sshd import Sshd
 
 
@@ -88,6 +88,26 @@ def test_it_takes_as_many_files_as_it_may(site: Site) -> None:
 
     soft, hard = re.search(r"Max open files\s+(\w+)\s+(\w+)", limits).groups()  # type: ignore[union-attr]  # always there
     assert int(soft) >= min(65536, 2**20 if hard == "unlimited" else int(hard))
+
+
+def test_it_has_no_more_connections_than_it_may_have_files_for(site: Site) -> None:
+    log_file = site.folder / "worker.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", 'ulimit -n 500; exec "$@"', "-", sys.executable, "-m", "worker", "run"],
+            env=site.environment("state", {"SSH_MAX_CONNECTIONS": "200"}),
+            stdout=log,
+        )
+    worker = WorkerProcess(process, log_file)
+    try:
+        worker.wait_for_event("worker_started")
+        (told,) = worker.events("file_limit_low")
+    finally:
+        process.terminate()
+        worker.wait()
+
+    assert told["level"] == "warning"
+    assert (told["files"], told["connections"], told["wanted_connections"]) == (500, 100, 200)
 
 
 def test_sigterm_lets_a_running_job_finish(site: Site, sshd: Sshd, tmp_path: Path) -> None:

@@ -70,11 +70,13 @@ class Site:
 
     def start_queue(self, *, lease: str = "60s") -> None:
         command = ["queue", "serve", "--db", str(self.folder / "queue.db"), "--lease", lease]
-        self._queue = subprocess.Popen(
-            [sys.executable, "-m", "worker", *command, "--port", str(self.port)],
-            env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
-            stdout=subprocess.PIPE,
-        )
+        with (self.folder / "queue.err").open("ab") as err:
+            self._queue = subprocess.Popen(
+                [sys.executable, "-m", "worker", *command, "--port", str(self.port)],
+                env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
+                stdout=subprocess.PIPE,
+                stderr=err,
+            )
         self._processes.append(self._queue)
         assert self._queue.stdout is not None
         self._queue.stdout.readline()  # that it is ready

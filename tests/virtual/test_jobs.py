@@ -21,6 +21,7 @@ from worker.remote.deployments import Deployments
 from worker.remote.pool import Pool
 from worker.remote.session import Remote
 from worker.settings import load
+from worker.telemetry import Telemetry
 
 SETTINGS = load(
     {
@@ -74,7 +75,7 @@ def jobs(rig: Rig, network: BlackHole, nursery: trio.Nursery) -> Jobs:
     pool = Pool(cast("Connector", network), SETTINGS.ssh, nursery)
     remote = Remote(pool, cast("Deployments", None))
     around = Surroundings(
-        SETTINGS, rig.database, remote, rig.relay, rig.runs, Runtimes(rig.queue.client)
+        SETTINGS, rig.database, remote, rig.relay, rig.runs, Runtimes(rig.queue.client), Telemetry()
     )
     return Jobs(around, Ownership(rig.queue.client, poll_seconds=10))
 

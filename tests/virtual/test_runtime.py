@@ -21,6 +21,7 @@ from worker.api.runtime import (
     Runtimes,
 )
 from worker.api.tokens import Identity
+from worker.api.transport import Http
 from worker.errors import HelperCallError
 from worker.secret import Secret
 from worker.settings import ApiSettings, RuntimeSettings, SecretSource
@@ -86,7 +87,8 @@ async def by_runtime_api() -> AsyncIterator[Rig]:
     api = Api()
     url = "http://runtime:8081/base"
     settings = RuntimeSettings(url, SecretSource(Secret(SECRET)))
-    async with httpx.AsyncClient(base_url=url + "/", transport=httpx.MockTransport(api)) as http:
+    async with httpx.MockTransport(api) as transport:
+        http = Http(url, transport)
         yield Rig(api, Runtimes(_queue(http), http, settings))
 
 
@@ -94,11 +96,11 @@ async def by_runtime_api() -> AsyncIterator[Rig]:
 async def by_internal_routes() -> AsyncIterator[Rig]:
     api = Api()
     url = "http://app/api/internal/"
-    async with httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(api)) as http:
-        yield Rig(api, Runtimes(_queue(http)))
+    async with httpx.MockTransport(api) as transport:
+        yield Rig(api, Runtimes(_queue(Http(url, transport))))
 
 
-def _queue(http: httpx.AsyncClient) -> QueueClient:
+def _queue(http: Http) -> QueueClient:
     settings = ApiSettings("http://app/api/internal", SecretSource(Secret("t0ken")))
     return QueueClient(http, settings, "worker-1")
 

@@ -1,6 +1,6 @@
 """The queue API over HTTP."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from worker.api import wire
-from worker.api.transport import Api, check, decode, new_client, segment, send
+from worker.api.transport import Api, ApiCall, Http, check, decode, open_http, segment, send
 from worker.clock import now_ms, rfc3339
 from worker.errors import QueueRefusedError, QueueUnavailableError
 from worker.settings import ApiSettings
@@ -41,7 +41,7 @@ class QueueClient:
     """Every method raises QueueUnavailableError if asking again may help, QueueRefusedError if
     not, ProtocolError if the answer makes no sense."""
 
-    def __init__(self, http: httpx.AsyncClient, settings: ApiSettings, worker_id: str) -> None:
+    def __init__(self, http: Http, settings: ApiSettings, worker_id: str) -> None:
         self._http = http
         self._source = settings.token
         self._token = settings.token.value
@@ -70,6 +70,12 @@ class QueueClient:
         """The jobs claimed or running under this worker's id, 100 at most."""
         response = await self._call("GET", f"jobs/orphaned?orchestratorId={self._worker_id}")
         return tuple(row.id for row in decode(_orphans, response))
+
+    async def look(self) -> str | None:
+        """Ask for what changes nothing; the answer's Date (RFC 9110), where it has one."""
+        response = await self._call("GET", f"jobs/orphaned?orchestratorId={self._worker_id}")
+        date: str | None = response.headers.get("Date")
+        return date
 
     async def report_running(self, job_id: str) -> None:
         body = wire.StatusBody(status="running", timestamp=rfc3339(now_ms()))
@@ -104,6 +110,21 @@ class QueueClient:
             "POST", "orchestrator/heartbeat", body, seconds=HEARTBEAT_SECONDS
         )
         return decode(_heartbeat_answer, response).cancelled_jobs
+
+    async def report_health(self, status: str, gauges: dict[str, int]) -> None:
+        body = wire.HealthBody(
+            orchestrator_id=self._worker_id,
+            status=status,
+            timestamp=rfc3339(now_ms()),
+            metrics=gauges,
+        )
+        await self._call("POST", "orchestrator/health", body, seconds=HEARTBEAT_SECONDS)
+
+    async def report_metrics(self, counts: dict[str, int]) -> None:
+        body = wire.MetricsBody(
+            orchestrator_id=self._worker_id, timestamp=rfc3339(now_ms()), metrics=counts
+        )
+        await self._call("POST", "orchestrator/metrics", body, seconds=HEARTBEAT_SECONDS)
 
     async def variable(self, user_id: str, key: str) -> msgspec.Raw:
         """A script's variable as JSON; QueueRefusedError with 404 where there is none."""
@@ -144,8 +165,11 @@ class QueueClient:
 
 
 @asynccontextmanager
-async def open_client(settings: ApiSettings, worker_id: str) -> AsyncIterator[QueueClient]:
-    async with new_client(settings.endpoint) as http:
+async def open_client(
+    settings: ApiSettings, worker_id: str, heard: Callable[[ApiCall], None] | None = None
+) -> AsyncIterator[QueueClient]:
+    """`heard` is told of each call."""
+    async with open_http(settings.endpoint, heard) as http:
         yield QueueClient(http, settings, worker_id)
 
 

@@ -15,7 +15,7 @@ import trio
 from worker.api import variables, wire
 from worker.api.client import QueueClient
 from worker.api.tokens import ExecutionToken, Identity
-from worker.api.transport import Api, check, decode, new_client, segment, send
+from worker.api.transport import Api, ApiCall, Http, check, decode, open_http, segment, send
 from worker.errors import (
     HelperCallError,
     ProtocolError,
@@ -147,7 +147,7 @@ class ExecutionRuntime:
 class RuntimeApi:
     """The runtime API, asked on behalf of one execution."""
 
-    def __init__(self, http: httpx.AsyncClient, identity: Identity, secret: SecretSource) -> None:
+    def __init__(self, http: Http, identity: Identity, secret: SecretSource) -> None:
         self._http = http
         self._path = f"executions/{segment(identity.execution_id)}"
         self._token = ExecutionToken(identity, secret)
@@ -226,7 +226,7 @@ class Runtimes:
     def __init__(
         self,
         queue: QueueClient,
-        http: httpx.AsyncClient | None = None,
+        http: Http | None = None,
         settings: RuntimeSettings | None = None,
     ) -> None:
         self._queue = queue
@@ -243,12 +243,15 @@ class Runtimes:
 
 @asynccontextmanager
 async def open_runtimes(
-    settings: RuntimeSettings | None, queue: QueueClient
+    settings: RuntimeSettings | None,
+    queue: QueueClient,
+    heard: Callable[[ApiCall], None] | None = None,
 ) -> AsyncIterator[Runtimes]:
+    """`heard` is told of each call to the runtime API."""
     if settings is None:
         yield Runtimes(queue)
         return
-    async with new_client(settings.url) as http:
+    async with open_http(settings.url, heard) as http:
         yield Runtimes(queue, http, settings)
 
 

@@ -1,12 +1,14 @@
 """One call to an API of the app; the one place where httpx's errors are translated."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
+import trio
 
 from worker import __version__
 from worker.api import wire
@@ -19,6 +21,15 @@ _ASK_AGAIN = frozenset((401, 408, 425, 429))
 
 # Whoever says these means this body, or this very call.
 _FINAL = frozenset((409, 413))
+
+# Of the routes; the rest of a path is ids.
+_WORDS = frozenset(
+    (
+        *("jobs", "queue", "orphaned", "acknowledge", "status", "complete", "fail", "release"),
+        *("executions", "create", "update", "input", "output", "condition", "context"),
+        *("orchestrator", "heartbeat", "health", "metrics", "variables", "tool-actions", "execute"),
+    )
+)
 
 _error = msgspec.json.Decoder(wire.ErrorBody)
 
@@ -35,17 +46,102 @@ class Api:
     refused: Callable[[int, str], Exception]
 
 
-def new_client(base_url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=base_url + "/",
-        headers={"Accept": "application/json", "User-Agent": f"cronium-worker/{__version__}"},
-        # An app that a proxy variable names by accident is a job's output gone astray.
-        trust_env=False,
-    )
+@dataclass(frozen=True, slots=True)
+class ApiCall:
+    """One that was made; `route` is without ids, `status` or else `error` is there."""
+
+    api: str
+    method: str
+    route: str
+    seconds: float
+    status: int | None = None
+    error: str | None = None
+
+
+class Http:
+    """The connections to the API at `base_url`; `heard` is told of each call.
+
+    httpx's transport alone: its client follows redirects, keeps cookies, and heeds proxy
+    variables, of which nothing is wanted here, and it makes a small call half as dear again.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        transport: httpx.AsyncBaseTransport,
+        heard: Callable[[ApiCall], None] | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._host = httpx.URL(base_url).host
+        self._transport = transport
+        self._heard = heard
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        seconds: float,
+    ) -> httpx.Response:
+        """The whole answer; `seconds` is for each step of the way to it.
+
+        Raises what httpx does.
+        """
+        began = trio.current_time()
+        status = error = None
+        try:
+            response = await self._request(method, path, content, headers, seconds)
+            status = response.status_code
+        except httpx.HTTPError as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            if self._heard is not None and (status is not None or error is not None):
+                took = trio.current_time() - began
+                self._heard(ApiCall(self._host, method, _route(path), took, status, error))
+        return response
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        seconds: float,
+    ) -> httpx.Response:
+        request = httpx.Request(
+            method,
+            f"{self._base_url}/{path}",
+            content=content,
+            headers={
+                "Accept": "application/json",
+                "User-Agent": f"cronium-worker/{__version__}",
+                **headers,
+            },
+            extensions={"timeout": httpx.Timeout(seconds).as_dict()},
+        )
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        try:
+            await response.aread()
+        finally:
+            await response.aclose()  # noqa: ASYNC102  httpcore shields it
+        return response
+
+
+@asynccontextmanager
+async def open_http(
+    base_url: str, heard: Callable[[ApiCall], None] | None = None
+) -> AsyncIterator[Http]:
+    # An app that a proxy variable names by accident is a job's output gone astray.
+    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+        yield Http(base_url, transport, heard)
 
 
 async def send(
-    http: httpx.AsyncClient,
+    http: Http,
     api: Api,
     method: str,
     path: str,
@@ -57,7 +153,7 @@ async def send(
     """The answer, whatever its status."""
     headers = {"Content-Type": "application/json", **headers}
     try:
-        return await http.request(method, path, content=content, headers=headers, timeout=seconds)
+        return await http.request(method, path, content=content, headers=headers, seconds=seconds)
     except httpx.TimeoutException as error:
         raise api.unavailable(f"{api.name} gave no answer within {seconds:g} s", None) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -83,6 +179,12 @@ def check(api: Api, response: httpx.Response) -> httpx.Response:
 
 def segment(name: str) -> str:
     return quote(name, safe="")
+
+
+def _route(path: str) -> str:
+    """Without what names one job, execution, user or variable."""
+    parts = path.partition("?")[0].split("/")
+    return "/".join(part if part in _WORDS else "{}" for part in parts)
 
 
 def decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:

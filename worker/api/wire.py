@@ -226,6 +226,24 @@ class HeartbeatBody(Body, frozen=True, kw_only=True, omit_defaults=False):
     capacity: CapacityBody
 
 
+class HealthBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """POST `orchestrator/health`."""
+
+    orchestrator_id: str
+    status: str
+    timestamp: str
+    metrics: dict[str, int]
+
+
+class MetricsBody(Body, frozen=True, kw_only=True, omit_defaults=False):
+    """POST `orchestrator/metrics`; what was counted since the last of them."""
+
+    orchestrator_id: str
+    timestamp: str
+    metrics: dict[str, int]
+    period: str = "minute"
+
+
 class HeartbeatAnswerBody(Body, frozen=True, kw_only=True):
     """`cancelled_jobs` is the embedded queue's; the app leaves it out."""
 

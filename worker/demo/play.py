@@ -24,7 +24,7 @@ from worker.demo.asyncssh_server import AsyncsshServer
 from worker.demo.children import Child, open_child
 from worker.demo.sshd import LocalServer, Sshd, our_account, running, unusable_reason
 from worker.errors import WorkerError
-from worker.logs import printable
+from worker.log_forms import printable
 from worker.queue_server.keys import open_keyring
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.queue_server.store import Store

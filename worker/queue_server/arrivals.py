@@ -12,7 +12,7 @@ from worker.clock import now_ms
 
 # A job that another process submits waits half of this on average. A look costs some
 # microseconds: it reads a counter in shared memory.
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.005
 
 
 class Arrivals:
