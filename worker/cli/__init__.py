@@ -9,8 +9,18 @@ from worker import __version__
 # Name of the command: module that has a click command of the same name.
 COMMANDS = {
     "run": "worker.cli.run",
+    "check": "worker.cli.check",
+    "status": "worker.cli.status",
+    "health": "worker.cli.health",
+    "history": "worker.cli.history",
+    "show": "worker.cli.show",
+    "exec": "worker.cli.exec",
     "orphans": "worker.cli.orphans",
+    "runs": "worker.cli.runs",
+    "outbox": "worker.cli.outbox",
+    "cache": "worker.cli.cache",
     "hosts": "worker.cli.hosts",
+    "logs": "worker.cli.logs",
     "queue": "worker.cli.queue",
     "demo": "worker.cli.demo",
 }

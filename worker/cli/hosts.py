@@ -1,19 +1,17 @@
 """`cronium-worker hosts`: the host keys that a worker has pinned."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import click
 import trio
-from rich.console import Console
-from rich.table import Table
 
 from worker import settings
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.host_key import HostKeyText
+from worker.cli.printing import print_json, print_table
 from worker.clock import now_ms, rfc3339
 from worker.errors import ConnectError, HostKeyError, SettingsError, StateError
 from worker.remote.address import Address, parse_address
@@ -22,9 +20,6 @@ from worker.remote.scan import host_key_with, shown_host_key
 from worker.state.directory import open_beside
 from worker.state.host_keys import HostKeys, Pin
 
-EXIT_FAILED = 1
-EXIT_CONFIGURATION = 2
-EXIT_UNAVAILABLE = 69
 ANSWER_SECONDS = 20.0
 
 
@@ -70,23 +65,22 @@ def list_command(as_json: bool) -> None:
     with _pins() as pins:
         found = pins.all()
     if as_json:
-        click.echo(json.dumps([_row(pin) for pin in found], indent=2))
+        print_json([_row(pin) for pin in found])
         return
-    table = Table("server", "algorithm", "fingerprint", "pinned", "by", "from")
-    for pin in found:
-        table.add_row(
-            str(Address(pin.host, pin.port)),
-            _algorithm(pin),
-            fingerprint(pin.public_key),
-            rfc3339(pin.pinned_at),
-            pin.job_id or "hand",
-            pin.address or "",
-        )
-    for column in table.columns:
-        column.overflow = "fold"  # a fingerprint that is cut is of no use
-    # Into a pipe rich would take 80 columns, whatever stands in them.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    console.print(table)
+    print_table(
+        ("server", "algorithm", "fingerprint", "pinned", "by", "from"),
+        [
+            (
+                str(Address(pin.host, pin.port)),
+                _algorithm(pin),
+                fingerprint(pin.public_key),
+                rfc3339(pin.pinned_at),
+                pin.job_id or "hand",
+                pin.address or "",
+            )
+            for pin in found
+        ],
+    )
 
 
 @hosts.command("trust")
@@ -122,7 +116,7 @@ def trust(server: Address, key: GivenKey | None, yes: bool) -> None:
             if pinned is not None:
                 click.echo(f"{server}: in the place of {_told(pinned)}", err=True)
             if key is None and not yes and not click.confirm("Trust this key?", err=True):
-                _fail(f"{server}: nothing was changed", EXIT_FAILED)
+                fail(f"{server}: nothing was changed", EXIT_FAILED)
             pins.replace(new)
     click.echo(f"{server} {_algorithm(new)} {shown}")
 
@@ -142,7 +136,7 @@ def forget(servers: tuple[Address, ...]) -> None:
         if server not in unknown:
             click.echo(str(server))
     if unknown:
-        _fail("\n".join(f"{server}: no key is pinned" for server in unknown), EXIT_FAILED)
+        fail("\n".join(f"{server}: no key is pinned" for server in unknown), EXIT_FAILED)
 
 
 def _new_pin(server: Address, key: GivenKey | None) -> Pin:
@@ -153,11 +147,11 @@ def _new_pin(server: Address, key: GivenKey | None) -> Pin:
     try:
         return trio.run(_shown_pin, server, key)
     except HostKeyError as error:
-        _fail(str(error), EXIT_FAILED)
+        fail(str(error), EXIT_FAILED)
     except ConnectError as error:
-        _fail(str(error), EXIT_UNAVAILABLE)
+        fail(str(error), EXIT_UNAVAILABLE)
     except trio.TooSlowError:
-        _fail(f"{server} does not answer", EXIT_UNAVAILABLE)
+        fail(f"{server} does not answer", EXIT_UNAVAILABLE)
 
 
 async def _shown_pin(server: Address, key: GivenKey | None) -> Pin:
@@ -175,7 +169,7 @@ def _pins() -> Iterator[HostKeys]:
         with open_beside(settings.load_state_dir(os.environ)) as database:
             yield HostKeys(database)
     except (SettingsError, StateError) as error:
-        _fail(str(error), EXIT_CONFIGURATION)
+        fail(str(error), EXIT_CONFIGURATION)
 
 
 def _told(pin: Pin) -> str:
@@ -198,9 +192,3 @@ def _row(pin: Pin) -> dict[str, object]:
         "job_id": pin.job_id,
         "address": pin.address,
     }
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"cronium-worker: {line}", err=True)
-    sys.exit(code)

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import sys
-from typing import NoReturn
 
 import click
 import trio
 
 from worker import settings
 from worker.api.client import QueueClient, open_client
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, fail
 from worker.errors import (
     ProtocolError,
     QueueError,
@@ -24,10 +23,6 @@ from worker.settings import Settings
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
 from worker.state.outbox import Outbox
-
-EXIT_CONFIGURATION = 2
-EXIT_UNAVAILABLE = 69
-EXIT_TRY_AGAIN = 75
 
 
 def _checked_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -69,13 +64,13 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
                 kept = Outbox(database).known_jobs()
                 ids = trio.run(_orphans, loaded, own, release, kept)
     except SettingsError as error:
-        _fail(str(error), EXIT_CONFIGURATION)
+        fail(str(error), EXIT_CONFIGURATION)
     except StateLockedError as error:
-        _fail(f"{error}; a running worker gives back its orphans itself", EXIT_TRY_AGAIN)
+        fail(f"{error}; a running worker gives back its orphans itself", EXIT_TRY_AGAIN)
     except StateError as error:
-        _fail(str(error), EXIT_CONFIGURATION)
+        fail(str(error), EXIT_CONFIGURATION)
     except (QueueError, ProtocolError) as error:
-        _fail(str(error), EXIT_UNAVAILABLE)
+        fail(str(error), EXIT_UNAVAILABLE)
     if as_json:
         click.echo(json.dumps(ids))
     else:
@@ -112,9 +107,3 @@ async def _release(client: QueueClient, job_id: str) -> None:
     if job.status in ("claimed", "running"):
         entry = release_entry(job_id, "released by an operator")
         await client.release(job_id, entry.body)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"cronium-worker: {line}", err=True)
-    sys.exit(code)

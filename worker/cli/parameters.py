@@ -1,4 +1,4 @@
-"""What options of `cronium-worker queue` are given as."""
+"""What options of commands are given as."""
 
 from datetime import datetime
 from pathlib import Path
@@ -42,12 +42,39 @@ class Moment(click.ParamType[int]):
         try:
             if text.startswith("+"):
                 return now_ms() + int(parse_duration(text[1:]) * 1000)
-            # Without an offset it is this machine's time.
-            return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+            return _epoch_ms(text)
         except ValueError:
             self.fail(
                 f"{text!r} is no time: 2026-11-23T18:00, 2026-11-23T18:00Z or +10m", param, ctx
             )
+
+
+class Since(click.ParamType[int]):
+    """A point in time that has been, as UTC epoch milliseconds."""
+
+    name = "duration|time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        try:
+            return now_ms() - int(parse_duration(text) * 1000)
+        except ValueError:
+            pass
+        try:
+            return _epoch_ms(text)
+        except ValueError:
+            self.fail(
+                f"{text!r} is no time: 10m, 2026-11-23T18:00 or 2026-11-23T18:00Z", param, ctx
+            )
+
+
+def _epoch_ms(text: str) -> int:
+    """Without an offset it is this machine's time. Raises ValueError."""
+    return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
 
 
 class Assignment(click.ParamType[tuple[str, str]]):

@@ -1,9 +1,9 @@
 """`cronium-worker run`: the worker."""
 
 import os
-import resource
 import sys
 import textwrap
+from dataclasses import replace
 from functools import partial
 
 import click
@@ -11,16 +11,15 @@ import structlog
 import trio
 
 from worker import logs, settings
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, fail
 from worker.errors import ConnectError, SettingsError, StateError, StateLockedError
+from worker.file_limit import connections_within, raise_file_limit
 from worker.masking import compiled
 from worker.remote.known_hosts import KnownHostsFile
 from worker.service import serve
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
-
-EXIT_CONFIGURATION = 2
-EXIT_TRY_AGAIN = 75
-FILE_LIMIT = 65536
+from worker.telemetry.opening import open_telemetry
 
 
 def _variables() -> str:
@@ -34,12 +33,16 @@ def _variables() -> str:
     return "\n".join(lines)
 
 
-def _raise_file_limit() -> None:
-    """Each server takes a connection and two spools; the usual 1024 is for programs of the past."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, FILE_LIMIT)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _with_files_enough(loaded: settings.Settings, files: int) -> settings.Settings:
+    """With no more connections than there can be."""
+    wanted = loaded.ssh.max_connections
+    possible = connections_within(files, wanted)
+    if possible == wanted:
+        return loaded
+    structlog.get_logger().warning(
+        "file_limit_low", files=files, connections=possible, wanted_connections=wanted
+    )
+    return replace(loaded, ssh=replace(loaded.ssh, max_connections=possible))
 
 
 @click.command(epilog=_variables())
@@ -57,7 +60,7 @@ def run() -> None:
     The first SIGTERM or SIGINT lets running jobs finish, the second cancels them, the third
     ends the process at once.
     """
-    _raise_file_limit()
+    files = raise_file_limit()
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
     try:
@@ -65,31 +68,32 @@ def run() -> None:
         if loaded.ssh.known_hosts is not None:
             KnownHostsFile(loaded.ssh.known_hosts).read()
     except ConnectError as error:
-        click.echo(f"cronium-worker: {error}", err=True)
-        sys.exit(EXIT_CONFIGURATION)
+        fail(str(error), EXIT_CONFIGURATION)
     except SettingsError as error:
-        for fault in (*error.faults, *settings.unknown_variables(os.environ)):
-            click.echo(f"cronium-worker: {fault}", err=True)
-        sys.exit(EXIT_CONFIGURATION)
+        faults = (*error.faults, *settings.unknown_variables(os.environ))
+        fail("\n".join(faults), EXIT_CONFIGURATION)
     try:
         with open_state(loaded.state_dir) as database:
             name = worker_id(database, loaded.orchestrator_id)
-            writer = logs.configure(loaded.logs, worker_id=name)
+            writer = logs.configure(
+                loaded.logs, worker_id=name, colours=not os.environ.get("NO_COLOR")
+            )
             logs.mask_with(compiled(settings.secrets_of(loaded)).mask_text)
             for warning in settings.unknown_variables(os.environ):
                 structlog.get_logger().warning("unknown_variable", message=warning)
+            loaded = _with_files_enough(loaded, files)
+            telemetry = open_telemetry(os.environ, name)
             try:
-                all_said = trio.run(partial(serve, loaded, database, name))
+                all_said = trio.run(partial(serve, loaded, database, name, telemetry))
             except* StateError as group:
                 raise StateError(str(group.exceptions[0])) from group
             finally:
+                telemetry.close()
                 writer.close()
         if not all_said:
             # What is left is said at the next start on this state.
             sys.exit(EXIT_TRY_AGAIN)
     except StateLockedError as error:
-        click.echo(f"cronium-worker: {error}", err=True)
-        sys.exit(EXIT_TRY_AGAIN)
+        fail(str(error), EXIT_TRY_AGAIN)
     except StateError as error:
-        click.echo(f"cronium-worker: {error}", err=True)
-        sys.exit(EXIT_CONFIGURATION)
+        fail(str(error), EXIT_CONFIGURATION)

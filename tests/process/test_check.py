@@ -1,0 +1,140 @@
+"""`check` on set-ups that are whole, and on each of the ways in which one is not."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.worker_process import Site, open_site
+from worker.checkup import Verdict, clock
+from worker.demo.sshd import Sshd
+
+NOON = 1_700_000_000.0
+NOON_DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as site:
+        yield site
+
+
+def check(site: Site, *arguments: str, **environ: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """The exit code, and by subject the verdict and what was told."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "check", "--json", *arguments],
+        env=site.environment("state", environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not done.stderr
+    assert done.returncode in (0, 1)
+    rows = json.loads(done.stdout)
+    assert all(row["advice"] for row in rows if row["verdict"] != "passed")
+    return done.returncode, {row["subject"]: (row["verdict"], row["told"]) for row in rows}
+
+
+def test_a_set_up_that_is_whole_passes_with_a_worker_and_without(site: Site) -> None:
+    site.start_queue()
+
+    code, before = check(site)
+    worker = site.start_worker()
+    worker.wait_for_event("worker_started")
+    _, during = check(site)
+
+    assert code == 0
+    assert before.pop("encryption key")[0] == "warned"
+    assert {verdict for verdict, _ in before.values()} == {"passed"}
+    assert set(before) == {
+        "settings", "state directory", "state lock", "file limit", "queue API", "clock"
+    }  # fmt: skip
+    assert during["state lock"] == ("passed", f"a worker runs on it (pid {worker.pid})")
+
+
+def test_nothing_is_claimed_by_it(site: Site, sshd: Sshd) -> None:
+    site.start_queue()
+    job_id = site.submit("true", site.add(sshd.server))
+
+    check(site)
+
+    assert site.status(job_id) == "queued"
+
+
+def test_each_fault_is_told_of_with_what_to_do(site: Site, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text("web-1 ssh-ed25519 nonsense\n")
+    site.start_queue()
+
+    code, found = check(site, API_TOKEN="another", SSH_KNOWN_HOSTS=str(known_hosts))
+    _, without_api = check(site, API_ENDPOINT="http://127.0.0.1:1")
+    _, without_settings = check(site, API_ENDPOINT="ftp://x", SETUP_TIMOUT="1s")
+
+    assert code == 1
+    assert found["API token"][0] == "failed"
+    assert "401" in found["API token"][1]
+    assert found["known_hosts"][0] == "failed"
+    assert "line 1" in found["known_hosts"][1]
+    assert without_api["queue API"][0] == "failed"
+    assert without_settings["settings"][0] == "failed"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_state_directory_that_cannot_be_written_fails(site: Site) -> None:
+    state = site.folder / "state"
+    state.mkdir()
+    state.chmod(0o500)
+
+    code, found = check(site)
+
+    assert code == 1
+    assert found["state directory"][0] == "failed"
+
+
+def test_it_goes_the_whole_way_to_a_server(site: Site, sshd: Sshd, tmp_path: Path) -> None:
+    site.start_queue()
+    server = sshd.server
+    key = tmp_path / "key"
+    key.write_text(server.private_key)
+    where = f"{server.user}@{server.host}:{server.port}"
+
+    code, found = check(site, "--server", where, "--key", str(key))
+    wrong = tmp_path / "wrong"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(wrong)], check=True)
+    refused, steps = check(site, "--server", where, "--key", str(wrong))
+
+    assert code == 0
+    assert "SHA256:" in found["connection"][1]
+    assert "bash" in found["shell"][1]
+    assert "/runner-" in found["runner"][1]
+    assert found["script"] == ("passed", "`true` ran, and was forgotten")
+    assert not list((server.home / ".cache" / "cronium" / "runs").iterdir())
+    assert refused == 1
+    assert steps["connection"][0] == "failed"
+    assert "refused the credential" in steps["connection"][1]
+    assert "shell" not in steps
+
+
+def test_usage_is_checked_first(site: Site) -> None:
+    for arguments in (["--server", "web-1"], ["--server", "a@b"], ["--key", "/dev/null"]):
+        done = site.command("check", *arguments)
+        assert done.returncode == 2
+        assert "Usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("date", "verdict"),
+    [
+        (NOON_DATE, Verdict.PASSED),
+        ("Tue, 14 Nov 2023 22:13:50 GMT", Verdict.WARNED),
+        ("Tue, 14 Nov 2023 23:13:20 GMT", Verdict.FAILED),
+        (None, Verdict.WARNED),
+        ("soon", Verdict.WARNED),
+    ],
+)
+def test_the_clocks_are_compared(date: str | None, verdict: Verdict) -> None:
+    assert clock(date, NOON).verdict is verdict

@@ -1,0 +1,141 @@
+"""`cronium-worker check`: the whole set-up in one look."""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+from rich.text import Text
+
+from worker.checkup import (
+    Finding,
+    Say,
+    Verdict,
+    failed,
+    look_at_api,
+    look_at_machine,
+    look_at_settings,
+)
+from worker.cli.exits import EXIT_FAILED
+from worker.cli.printing import silence_log
+from worker.database import Database
+from worker.errors import StateError
+from worker.remote.address import parse_address
+from worker.remote.target import Credential, Target
+from worker.secret import Secret
+from worker.settings import Settings
+from worker.state.directory import DATABASE, MIGRATIONS, open_beside
+from worker.trial import Trial
+
+_STYLES = {Verdict.PASSED: "green", Verdict.WARNED: "yellow", Verdict.FAILED: "red"}
+
+
+class ServerName(click.ParamType[tuple[str, str, int]]):
+    name = "user@host[:port]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str, int]:
+        user, at, rest = str(value).rpartition("@")
+        try:
+            address = parse_address(rest)
+        except ValueError:
+            address = None
+        if address is None or not at or not re.fullmatch(r"\S+", user):
+            self.fail(f"{value!r} is not USER@HOST or USER@HOST:PORT", param, ctx)
+        return user, address.host, address.port
+
+
+@click.command
+@click.option("--server", type=ServerName(), help="Also go the whole way to this server.")
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The private key for --server.",
+)
+@click.option("--ask-password", is_flag=True, help="Ask for the password for --server.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def check(
+    server: tuple[str, str, int] | None, key_file: Path | None, ask_password: bool, as_json: bool
+) -> None:
+    """Look through the set-up: settings, keys, state, files, the API and the clock.
+
+    Nothing is claimed, and a worker may be running. With --server it connects as a job would,
+    pins the host key if that is new, looks for a shell and tools, deploys the runner and runs
+    `true`. The exit code is 1 if anything failed; a warning is none.
+
+    \b
+    Examples:
+      cronium-worker check
+      cronium-worker check --server deploy@web-1:2222 --key ~/.ssh/id_ed25519
+    """
+    if server is not None and (key_file is None) is not ask_password:
+        raise click.UsageError("--server takes one of --key and --ask-password")
+    if server is None and (key_file is not None or ask_password):
+        raise click.UsageError("--key and --ask-password are for --server")
+    password = click.prompt("Password", hide_input=True, err=True) if ask_password else None
+    findings: list[Finding] = []
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+
+    def say(finding: Finding) -> None:
+        findings.append(finding)
+        if not as_json:
+            console.print(_line(finding))
+
+    silence_log()
+    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
+    os.environ.setdefault("LOGNAME", "cronium-worker")
+    loaded = look_at_settings(os.environ, say)
+    if loaded is not None:
+        look_at_machine(loaded, say)
+        trio.run(look_at_api, loaded, say)
+        if server is not None:
+            user, host, port = server
+            key = None if key_file is None else Secret(key_file.read_text())
+            credential = Credential(key, None, None if password is None else Secret(password))
+            trio.run(_try_server, loaded, Target(host, port, user, credential), say)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    if any(finding.verdict is Verdict.FAILED for finding in findings):
+        sys.exit(EXIT_FAILED)
+
+
+async def _try_server(loaded: Settings, target: Target, say: Say) -> None:
+    try:
+        with _state(loaded.state_dir) as database:
+            await Trial(target, loaded, database, say).run()
+    except StateError as error:
+        say(failed("state", str(error), "see the lines above"))
+
+
+@contextmanager
+def _state(directory: Path) -> Iterator[Database]:
+    """The worker's own, with its pinned keys; where there is none yet, one that is thrown away."""
+    if (directory / DATABASE).exists():
+        with open_beside(directory) as database:
+            yield database
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(Path(folder) / DATABASE, MIGRATIONS)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _line(finding: Finding) -> Text:
+    took = "" if finding.seconds is None else f" ({1000 * finding.seconds:.0f} ms)"
+    advice = f"\n        → {finding.advice}" if finding.advice else ""
+    return Text.assemble(
+        (f"{finding.verdict:<7}", _STYLES[finding.verdict]),
+        f" {finding.subject}: {finding.told}{took}{advice}",
+    )
