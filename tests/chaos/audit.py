@@ -10,8 +10,10 @@ from time import monotonic, sleep
 
 from tests.chaos.stage import Job, Stage
 from tests.chaos.told import differences
-from worker.queue_server.model import JobReport
+from worker.queue_server.model import Job as JobRow
+from worker.queue_server.model import JobReport, JobStatus
 
+PROCESSES = "a process on a server"
 LOOK_SECONDS = 0.2
 
 
@@ -35,10 +37,16 @@ def audit(stage: Stage, reports: dict[str, JobReport]) -> list[Finding]:
     return [*_double_starts(stage), *lost, *_double_completes(stage), *left(stage)]
 
 
-def wait_clean(stage: Stage, seconds: float) -> None:
-    """Until nothing is left over, or that long: what a job's end is followed by takes a while."""
+def wait_clean(stage: Stage, seconds: float, *, are_drained: bool) -> None:
+    """Until nothing is left over, or that long: what a job's end is followed by takes a while.
+
+    Workers that are not drained have a shell on each server wait for the next run.
+    """
     deadline = monotonic() + seconds
-    while monotonic() < deadline and any(left(stage)):
+    looks = _looks(stage)
+    if not are_drained:
+        del looks[PROCESSES]
+    while monotonic() < deadline and any(each for look in looks.values() for each in look()):
         sleep(LOOK_SECONDS)
 
 
@@ -57,7 +65,7 @@ def _looks(stage: Stage) -> dict[str, Callable[[], Iterator[object]]]:
         "half of a runner": lambda: (
             path for station in stage.stations for path in _root(station.home).glob(".new*")
         ),
-        "a process on a server": lambda: (
+        PROCESSES: lambda: (
             f"{pid}: {_command_line(pid)}" for sshd in stage.sshds for pid in sshd.processes()
         ),
         "in the outbox": lambda: _rows(
@@ -101,14 +109,10 @@ def _double_completes(stage: Stage) -> Iterator[Finding]:
 
 
 def _runs(stage: Stage) -> Iterator[Path]:
-    """But for those of jobs that a worker whose state was lost had reported: nobody is handed
-    such a job once more, so they are for the runner's own janitor."""
+    """But for those of jobs that nobody is handed once more, which are for the runner's own
+    janitor."""
     rows = stage.site.store.jobs(len(stage.jobs))
-    excused = [
-        row.id
-        for row in rows
-        if row.orchestrator_id in stage.lost_ids and row.reported_at is not None
-    ]
+    excused = {row.id for row in rows if _is_nobodys(stage, row)}
     ours = [job.id for job in stage.jobs if job.id not in excused]
     homes = [_root(station.home) for station in stage.stations]
     # Where the runner goes when a home cannot be written; other programs' runs are there too.
@@ -117,6 +121,14 @@ def _runs(stage: Stage) -> Iterator[Path]:
         for path in root.glob("runs/*"):
             if any(job_id in path.name for job_id in ours):
                 yield path
+
+
+def _is_nobodys(stage: Stage, row: JobRow) -> bool:
+    """Reported by a worker whose state was lost; or cancelled in the queue, where one that stopped
+    had put it back."""
+    if row.reported_at is not None:
+        return row.orchestrator_id in stage.lost_ids
+    return row.status is JobStatus.CANCELLED and row.orchestrator_id is None
 
 
 def _rows(stage: Stage, statement: str) -> Iterator[str]:

@@ -79,7 +79,7 @@ def test_the_embedded_queue_serves_a_worker_as_the_readme_says(
     log = tmp_path / "queue.log"
     # The shell of the newcomer's first terminal; both servers end with the script.
     both = (
-        "scripts/setup --python 2>/dev/null\n"
+        "scripts/setup --runtime 2>/dev/null\n"
         f"( {serve} ) >{log} & queue=$!\n"
         f"until grep -q ready {log}; do sleep 0.1; done\n"
         "trap 'kill $queue $!' EXIT\n"
