@@ -10,8 +10,8 @@ from worker import logs
 from worker.dispatch.capture import Capture
 from worker.dispatch.output import LineCutter
 from worker.masking import MAX_ADDED, ExecutionMasker, Masked, MaskingStream
+from worker.remote.attachment import Offsets
 from worker.remote.frames import Stream
-from worker.remote.runner import Offsets
 from worker.state.history import KeptOutput
 
 log = structlog.get_logger()

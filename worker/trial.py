@@ -24,8 +24,8 @@ from worker.remote.credentials import open_credential
 from worker.remote.deployments import Deployments
 from worker.remote.frames import Ended
 from worker.remote.payload import Interpreter, Payload
-from worker.remote.runner import RunRequest
 from worker.remote.target import Target
+from worker.remote.waiting import RunRequest, prepare
 from worker.settings import Settings
 from worker.state.runner_cache import ServerKey
 
@@ -117,9 +117,9 @@ class Trial:
     async def _run_true(self, connection: Connection, path: str) -> None:
         began = trio.current_time()
         payload = Payload(Interpreter.BASH, b"true\n", {}, "", b"null", 0)
-        request = RunRequest(f"{NAME}-{secrets.token_hex(8)}", TRIAL_SECONDS, payload.encode())
+        request = RunRequest(f"{NAME}-{secrets.token_hex(8)}", TRIAL_SECONDS, payload)
         with self._step("script"):
-            attachment = await (await runner.prepare(connection, path)).begin(request)
+            attachment = await (await prepare(connection, path)).begin(request)
             with closing(attachment):
                 while not isinstance(frame := await attachment.receive(), Ended):
                     pass

@@ -101,7 +101,7 @@ class Fleet:
     async def _serve(self, hostile: Hostile, process: asyncssh.SSHServerProcess[bytes]) -> None:
         command = process.command or ""
         self.commands.append(command)
-        told = await process.stdin.read()
+        told = await _message(process) if " run " in command else await process.stdin.read()
         process.stderr.write(hostile.complains.encode())
         if command == "sh" and hostile.installs:
             match = re.search(rb"^nonce='(\w+)'$", told, re.MULTILINE)
@@ -118,6 +118,16 @@ class Fleet:
             process.stdout.write(piece)
             await process.stdout.drain()
             await asyncio.sleep(hostile.seconds_between)
+
+
+async def _message(process: asyncssh.SSHServerProcess[bytes]) -> bytes:
+    """What starts a run; its end is that of the stream, unless it comes in lines."""
+    header = await process.stdin.readline()
+    if not header.endswith(b" lines\n"):
+        return header + await process.stdin.read()
+    return header + b"".join(
+        [await process.stdin.readline() for _ in range(int(header.split()[4]))]
+    )
 
 
 class _Account(asyncssh.SSHServer):

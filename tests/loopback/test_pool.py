@@ -105,12 +105,48 @@ async def test_a_job_on_a_quiet_connection_finds_a_run_that_waits_for_it(
         before = commands(sshd)
 
         report = await rig.run("echo done", names)
-        # Its forget, and the spare after it; nothing for the job itself.
+        # It is forgotten over the same call, which then waits for the next.
         await until_idle(rig)
-        await until(lambda: len(waiting_runs(sshd)) == 1 and commands(sshd) == before + 2)
+        assert commands(sshd) == before
 
     assert report.executions[0].output == "done\n"
     await until(lambda: not waiting_runs(sshd), seconds=3)
+
+
+async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path: Path) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        (waiting,) = waiting_runs(sshd)
+        with trio.fail_after(30):
+            reports = [await rig.run(f"echo {number}; exit {number}", names) for number in range(5)]
+            # What is not short and plain has a call of its own.
+            reports.append(await rig.run("echo é", names))
+            await until_idle(rig)
+
+        assert [report.executions[0].output for report in reports] == [
+            *(f"{number}\n" for number in range(5)),
+            "é\n",
+        ]
+        await until(lambda: len(waiting_runs(sshd)) == 1)
+        assert waiting not in waiting_runs(sshd)
+        assert not list(sshd.server.home.glob(".cache/cronium/runs/*"))
+
+
+async def test_of_many_calls_that_wait_one_stays(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.remote.spares.EXTRA_SECONDS", 0.5)
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        with trio.fail_after(30):
+            jobs = [rig.submit("sleep 1", names) for _ in range(4)]
+            for job_id in jobs:
+                await rig.finished(job_id)
+            await until_idle(rig)
+
+        await until(lambda: len(waiting_runs(sshd)) == 1)
 
 
 async def test_a_spare_that_was_killed_costs_the_next_job_nothing(

@@ -62,9 +62,34 @@ def payload(
 def message(
     run_id: str, body: bytes, *, out: int = 0, err: int = 0, limit_seconds: int = 60
 ) -> bytes:
-    """The standard input of `run`."""
+    """The standard input of `run`, with the payload as bytes."""
     digest = hashlib.sha256(body).hexdigest()
     return f"{run_id} {out} {err} {limit_seconds} {len(body)} {digest}\n".encode() + body
+
+
+def line_message(
+    run_id: str, body: bytes, *, out: int = 0, err: int = 0, limit_seconds: int = 60
+) -> bytes:
+    """The same with the payload as lines, after which the call may be sent another."""
+    header, _, rest = body.partition(b"\n\n")
+    lines = []
+    sections = []
+    for entry in header.split(b"\n")[1:]:
+        name, _, value = entry.partition(b" ")
+        if name in (b"directory", b"environment", b"script", b"input"):
+            section, rest = rest[: int(value)], rest[int(value) :]
+            if name == b"directory" and not section:
+                continue
+            sections.append(section)
+            value = b"%d" % (section.count(b"\n") + 1)
+        lines.append(name + b" " + value)
+    text = b"\n".join((*lines, b"", *sections, b"cronium-end\n"))
+    count = text.count(b"\n")
+    return f"{run_id} {out} {err} {limit_seconds} {count} lines\n".encode() + text
+
+
+def is_short_and_plain(body: bytes) -> bool:
+    return len(body) < 4096 and body.isascii() and b"\0" not in body
 
 
 @dataclass
@@ -175,9 +200,11 @@ class Call:
 
 
 class Options(TypedDict, total=False):
-    """`edits` are made to the runner: what is to be another text in it."""
+    """`edits` are made to the runner: what is to be another text in it. Payloads that could be
+    sent as lines are, unless `sends_lines` is false."""
 
     busybox_userland: bool
+    sends_lines: bool
     grace_ms: int
     edits: Mapping[str, str]
     surroundings: Surroundings
@@ -194,6 +221,7 @@ class Server:
         self.shell = shell
         self._surroundings = options.get("surroundings", Surroundings())
         self._user = options.get("user")
+        self._sends_lines = options.get("sends_lines", True)
         place = Path(f"{self._surroundings.outside}{place}")
         self.home = place / "home"
         self.bin = place / "bin"
@@ -268,15 +296,20 @@ class Server:
     def start(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
         """`run`, up to the frame which says that it was started."""
         call = self.call("run")
-        call.send(message(run_id, body, limit_seconds=limit_seconds))
+        call.send(self.message(run_id, body, limit_seconds=limit_seconds))
         call.send_eof()
         call.read_until_started()
         return call
 
+    def message(self, run_id: str, body: bytes, *, limit_seconds: int) -> bytes:
+        """As the worker would send it."""
+        as_lines = self._sends_lines and is_short_and_plain(body)
+        return (line_message if as_lines else message)(run_id, body, limit_seconds=limit_seconds)
+
     def run(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
         """`run`, up to the end of the script."""
         call = self.call("run")
-        call.send(message(run_id, body, limit_seconds=limit_seconds))
+        call.send(self.message(run_id, body, limit_seconds=limit_seconds))
         call.finish()
         return call
 
@@ -315,8 +348,10 @@ class Server:
                 Path(record.read_text().strip()).rmdir()
 
     def _supervisors(self) -> list[int]:
-        words = {b"+supervise", self.inside(self.root).encode()}
-        return [pid for pid in _pids() if words <= _words(pid, "cmdline")]
+        ours = f"{self.inside(self.root)}/runner-".encode()
+        return [
+            pid for pid in _pids() if any(word.startswith(ours) for word in _words(pid, "cmdline"))
+        ]
 
 
 def new_id() -> str:

@@ -19,7 +19,7 @@ from tests.process.runner_rig import (
 )
 from worker.api.wire import BadJob, JobBody, decode_claim
 from worker.dispatch.plan import Plan, plan_job
-from worker.remote.payload import Payload, run_header
+from worker.remote.payload import Payload, run_message
 
 SOMEBODY = 12345
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as somebody else")
@@ -189,17 +189,17 @@ SHOW = 'printf "%s|%s|%s" "$CRONIUM_SERVER_NAME" "$CRONIUM_SERVER_ID" "$CRONIUM_
 def test_a_server_whose_name_or_id_means_harm_is_only_called_so(name: str, dash: Server) -> None:
     plan = claimed(id=name, name=name)
     (execution,) = plan.executions
-    body = Payload(
+    payload = Payload(
         interpreter=plan.interpreter,
         script=plan.script,
         environment=plan.environment_of(execution),
         directory=plan.directory,
         input=plan.input,
         output_limit_bytes=1 << 20,
-    ).encode()
+    )
 
     call = dash.call("run")
-    call.send(run_header(execution.id, 0, 0, 60, body) + body)
+    call.send(run_message(execution.id, 60, payload).data)
 
     assert call.finish() == 0
     shown, server_id, run_id = call.out.decode().split("|")

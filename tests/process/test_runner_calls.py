@@ -194,7 +194,8 @@ mkdir directory.req
 mkfifo fifo.req output.said
 ln -s /etc/passwd condition.said
 truncate -s 20G sparse.req
-head -c 1047553 /dev/zero >large.req
+head -c 1047553 /dev/zero >large
+mv large large.req
 : >empty.req
 touch 'a b.req' $'new\\nline.req' 'quote".req' '*.req' .req .hidden.req answer.ans
 touch -- -.req "$(printf %065d 0).req"

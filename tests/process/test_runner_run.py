@@ -13,7 +13,9 @@ from tests.process.runner_rig import (
     NONCE,
     SHA256,
     SHELLS,
+    Call,
     Server,
+    line_message,
     message,
     new_id,
     payload,
@@ -231,6 +233,107 @@ def test_half_a_payload_starts_nothing(server: Server, cut: int) -> None:
     assert not server.directory(run_id).exists()
     # and the next try is not harmed by it
     assert server.run(run_id, payload(b"echo well")).out == b"well\n"
+
+
+# In the first entry, in a section, before the last line, within it.
+@pytest.mark.parametrize("cut", [60, -30, -12, -1])
+def test_half_a_payload_of_lines_starts_nothing(server: Server, cut: int) -> None:
+    run_id = new_id()
+    call = server.call("run")
+    body = payload(b"touch $HOME/started", environment=b"export A='b'\n")
+    call.send(line_message(run_id, body)[:cut])
+
+    assert call.finish() == 66
+    assert len(call.complaint.splitlines()) == 1
+    assert not (server.home / "started").exists()
+    assert not server.directory(run_id).exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b"\n\n", b"a", b"a\n", b" a\t\n\n  \\n b \\\n\n", b"-n\n%s\n-e \\c"]
+)
+def test_lines_arrive_byte_for_byte(server: Server, text: bytes) -> None:
+    call = server.run(new_id(), payload(b'cat "$CRONIUM_INPUT_FILE"', stdin=text))
+
+    assert call.out == text
+
+
+def follow(call: Call) -> None:
+    """Up to the next end of a run."""
+    ends = sum(head.startswith("x ") for head in call.heads)
+    call.read_until(lambda call: sum(head.startswith("x ") for head in call.heads) > ends)
+
+
+def test_one_call_serves_one_run_after_the_other_and_forgets_between_them(server: Server) -> None:
+    first, second, third = (new_id() for _ in range(3))
+    call = server.call("run")
+    for number, run_id in enumerate((first, second)):
+        body = payload(
+            b'echo "$A" to $A >&2; echo out; exit $A', environment=b"export A=%d\n" % number
+        )
+        call.send(line_message(run_id, body))
+        follow(call)
+        assert call.end == (number, "exit")
+    # The next need not wait for what is forgotten before it.
+    call.send(f"forget {first} {second}\n".encode())
+    call.send(line_message(second, payload(b"touch $HOME/twice")))
+    follow(call)
+    call.send(line_message(third, payload(b"exit 3")))
+
+    assert call.finish() == 0
+    assert call.end == (3, "exit")
+    assert call.out == b"out\n" * 2
+    assert call.err == b"0 to 0\n1 to 1\n"
+    assert [head for head in call.heads if head[:1] in ("f", "x") and "exit" not in head] == [
+        "f 0",
+        "x 125 forgotten 0 0",
+    ]
+    assert not (server.home / "twice").exists()
+    assert [path.name for path in (server.root / "runs").iterdir()] == [third]
+
+
+def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Server) -> None:
+    running, other = new_id(), new_id()
+    follower = server.start(running, payload(b"until [ -e $HOME/go ]; do sleep 0.02; done"))
+    call = server.call("run")
+    call.send(f"forget {running} ../x\nforget {running}\n".encode())
+    call.send(line_message(other, payload(b"echo well")))
+    follow(call)
+
+    assert [head for head in call.heads if head[:1] == "f"] == ["f 64", "f 66"]
+    assert call.out == b"well\n"
+    (server.home / "go").touch()
+    assert follower.finish() == 0
+
+
+def test_a_payload_of_bytes_may_follow_one_of_lines_and_is_the_last(server: Server) -> None:
+    call = server.call("run")
+    call.send(line_message(new_id(), payload(b"echo one")))
+    follow(call)
+    call.send(message(new_id(), payload(b"printf 'two\\0'", stdin=b"\0\xff")))
+
+    assert call.finish() == 0
+    assert call.out == b"one\ntwo\0"
+
+
+def test_a_call_keeps_nothing_of_a_run_that_is_over(server: Server) -> None:
+    call = server.call("run")
+
+    def held() -> tuple[set[str], Path]:
+        """Its open files and its directory, once it waits."""
+        answers = call.heads.count("f 0")
+        call.send(f"forget {new_id()}\n".encode())
+        call.read_until(lambda call: call.heads.count("f 0") > answers)
+        process = Path(f"/proc/{call.process.pid}")
+        return {path.name for path in (process / "fd").iterdir()}, (process / "cwd").readlink()
+
+    before, _ = held()
+    for _ in range(3):
+        call.send(line_message(new_id(), payload(b"echo one")))
+        follow(call)
+
+    assert held() == (before, Path("/"))
+    assert call.finish() == 0
 
 
 def test_a_wrong_digest_starts_nothing(server: Server) -> None:

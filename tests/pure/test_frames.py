@@ -14,6 +14,7 @@ from worker.remote.frames import (
     MAX_PREAMBLE_BYTES,
     Call,
     Ended,
+    Forgot,
     Frame,
     FrameParser,
     Hello,
@@ -233,6 +234,8 @@ def written(frame: Frame) -> bytes:
             return b"c %b %d\n" % (call_id.encode(), len(request)) + request
         case Started(state, elapsed_ms):
             return f"r {state} {elapsed_ms}\n".encode()
+        case Forgot(status):
+            return b"f %d\n" % status
         case KeepAlive():
             return b"k\n"
         case Superseded():

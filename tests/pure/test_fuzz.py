@@ -32,7 +32,7 @@ from worker.remote.given_keys import parse_given_keys
 from worker.remote.host_certificate import certificate_in
 from worker.remote.key_kinds import KINDS
 from worker.remote.known_hosts import KnownHosts, KnownHostsFile
-from worker.remote.payload import Payload, run_header
+from worker.remote.payload import Payload, run_message
 from worker.report import create_entry
 from worker.settings import VARIABLES, Settings, load, unknown_variables
 from worker.state.spool import MAGIC, Spool
@@ -162,15 +162,18 @@ def assert_fit_to_run(job: JobBody | BadJob) -> None:
         assert all("\0" not in value for value in plan.environment_of(execution).values())
         assert not {"\0", "\n"} & set(plan.directory)
         payload = payload_of(plan, number=plan.executions.index(execution))
-        header = run_header(execution.id, 0, 0, plan.limit_seconds, payload)
-        assert header.count(b"\n") == 1
+        message = run_message(execution.id, plan.limit_seconds, payload)
+        header, _, body = message.data.partition(b"\n")
         assert header.count(b" ") == 5
+        if message.is_lines:
+            assert body.isascii()
+            assert body.count(b"\n") == int(header.split()[4])
 
 
 SAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
-def payload_of(plan: Plan, *, number: int) -> bytes:
+def payload_of(plan: Plan, *, number: int) -> Payload:
     return Payload(
         interpreter=plan.interpreter,
         script=plan.script,
@@ -178,7 +181,7 @@ def payload_of(plan: Plan, *, number: int) -> bytes:
         directory=plan.directory,
         input=plan.input,
         output_limit_bytes=1,
-    ).encode()
+    )
 
 
 # Frames

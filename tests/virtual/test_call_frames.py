@@ -57,7 +57,7 @@ class Channel:
 
     @property
     def is_closed(self) -> bool:
-        return False
+        return self.exit_status is not None
 
     async def receive(self) -> bytes:
         try:
@@ -210,7 +210,9 @@ async def begin(run: Channel, state: bytes = b"new") -> None:
 
 
 def end(run: Channel) -> None:
+    """Of the run, and of the call: this runner serves no more."""
     run.say(b"x 0 exit 1 1\n")
+    run.exit(0)
 
 
 async def test_a_call_is_answered_over_the_connection_that_it_came_over(

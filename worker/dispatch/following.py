@@ -22,8 +22,8 @@ from worker.errors import (
     SupersededError,
     WorkerError,
 )
+from worker.remote.attachment import NO_SUCH_RUN_STATUS, Attachment, Offsets
 from worker.remote.frames import Call, Ended, Output, Started, Stream, Superseded
-from worker.remote.runner import NO_SUCH_RUN_STATUS, Attachment, Offsets
 from worker.remote.session import ServerSession
 from worker.settings import Settings
 

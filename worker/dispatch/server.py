@@ -15,8 +15,8 @@ from worker.dispatch.result import EXIT_CODES, Outcome, Phase, PhaseTimes, Serve
 from worker.dispatch.setup import Setup
 from worker.errors import WorkerError
 from worker.log_forms import printable
+from worker.remote.attachment import Offsets
 from worker.remote.credentials import Credentials
-from worker.remote.runner import Offsets
 from worker.remote.session import Remote, ServerSession, forget_for_sure
 from worker.settings import Settings
 

@@ -18,10 +18,11 @@ from worker.errors import (
     SshError,
     WorkerError,
 )
+from worker.remote.attachment import Attachment
 from worker.remote.frames import Ended, Reason, Started
 from worker.remote.payload import Payload
-from worker.remote.runner import Attachment, RunRequest
 from worker.remote.session import ServerSession
+from worker.remote.waiting import RunRequest
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -127,7 +128,7 @@ class Setup:
             input=plan.input,
             output_limit_bytes=self._settings.jobs.run_max_output_bytes,
         )
-        request = RunRequest(self._execution.id, plan.limit_seconds, payload.encode())
+        request = RunRequest(self._execution.id, plan.limit_seconds, payload)
         attachment = await self._session.start(request)
         started = await _first_word(attachment)
         await self._session.verified()

@@ -71,6 +71,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgot:
+    """Frame `f`: what was to be forgotten is, if `status` is 0; between two runs of one call."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeepAlive:
     """Frame `k`: nothing to say for 10 s."""
 
@@ -90,19 +97,21 @@ class Ended:
     cpu_ms: int
 
 
-Frame = Hello | Started | Output | Call | KeepAlive | Superseded | Ended
+Frame = Hello | Started | Output | Call | Forgot | KeepAlive | Superseded | Ended
 
 
 class FrameParser:
     """Turns the bytes of one `run` or `attach` into frames; `feed` may cut anywhere.
 
     Output is handed on as it arrives, so that what was received before a lost connection
-    counts, byte for byte.
+    counts, byte for byte. After a run's last frame nothing counts any more, unless the call
+    `serves_more` runs.
     """
 
     def __init__(self, nonce: str) -> None:
         self._hello = b"\ncronium h " + nonce.encode() + b" "
         self._buffer = bytearray()
+        self.serves_more = False
         self._said_hello = False
         self._ended = False
         self._stream = Stream.STDOUT
@@ -185,8 +194,10 @@ class FrameParser:
             case [b"t"]:
                 self._ended = True
                 return Superseded()
+            case [b"f", status]:
+                return Forgot(_exit_code(status))
             case [b"x", code, reason, wall_ms, cpu_ms]:
-                self._ended = True
+                self._ended = not self.serves_more
                 try:
                     known = Reason(_word(reason))
                 except ValueError:

@@ -1,4 +1,4 @@
-"""What one run is given: script, environment, input; as bytes for the runner's stdin."""
+"""What one run is given: script, environment, input; as a message for the runner's stdin."""
 
 import hashlib
 import re
@@ -13,6 +13,11 @@ _variable_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 READ_ONLY_NAMES = frozenset(
     ("BASHOPTS", "BASH_VERSINFO", "EUID", "GROUPS", "PPID", "SHELLOPTS", "UID", "_")
 )
+
+# More costs the runner's shell, which reads byte by byte, more than the processes that it saves.
+MOST_LINES_BYTES = 4096
+# What every shell reads as it is, whatever its locale.
+_plain = re.compile(rb"[\t\n -~]*\Z")
 
 
 class Interpreter(StrEnum):
@@ -47,6 +52,35 @@ class Payload:
         )
         return b"".join((header.encode(), directory, environment, self.script, self.input))
 
+    def encode_lines(self) -> bytes | None:
+        """The same as lines that a shell reads by itself; None if it is not short and plain.
+
+        The last one tells that all have come.
+        """
+        sections = {
+            "directory": self.directory.encode(),
+            "environment": export_lines(self.environment),
+            "script": self.script,
+            "input": self.input,
+        }
+        if not self.directory:
+            del sections["directory"]
+        if sum(map(len, sections.values())) > MOST_LINES_BYTES:
+            return None
+        if not all(_plain.match(section) for section in sections.values()):
+            return None
+        header = [f"interpreter {self.interpreter}", f"output_limit {self.output_limit_bytes}"]
+        header += [f"{name} {section.count(10) + 1}" for name, section in sections.items()]
+        return b"\n".join(("\n".join(header).encode(), b"", *sections.values(), b"cronium-end\n"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunMessage:
+    """What starts a run. Its end is that of the stream, unless it `is_lines`."""
+
+    data: bytes = field(repr=False)
+    is_lines: bool
+
 
 def check_environment(environment: Mapping[str, str]) -> None:
     """Raises JobError, naming the entry, if a POSIX shell could not export `environment`."""
@@ -70,10 +104,12 @@ def export_lines(environment: Mapping[str, str]) -> bytes:
     ).encode(errors="surrogateescape")
 
 
-def run_header(
-    execution_id: str, stdout: int, stderr: int, limit_seconds: int, payload: bytes
-) -> bytes:
-    """The line that comes before `payload` on the stdin of `run`."""
-    digest = hashlib.sha256(payload).hexdigest()
-    fields = (execution_id, stdout, stderr, limit_seconds, len(payload), digest)
-    return " ".join(map(str, fields)).encode() + b"\n"
+def run_message(execution_id: str, limit_seconds: int, payload: Payload) -> RunMessage:
+    """For a run of which nothing was received yet."""
+    if (lines := payload.encode_lines()) is not None:
+        header = f"{execution_id} 0 0 {limit_seconds} {lines.count(10)} lines\n"
+        return RunMessage(header.encode() + lines, is_lines=True)
+    body = payload.encode()
+    digest = hashlib.sha256(body).hexdigest()
+    header = f"{execution_id} 0 0 {limit_seconds} {len(body)} {digest}\n"
+    return RunMessage(header.encode() + body, is_lines=False)

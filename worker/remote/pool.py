@@ -105,7 +105,7 @@ class Pool:
 
         Raises ConnectionLostError if there is none at all.
         """
-        if await pooled.spare.drop():
+        if await pooled.spares.drop():
             return True
         if not connection.channels:
             # It may not have noticed yet that the one before has ended.

@@ -11,7 +11,7 @@ from worker.remote.connection import Connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.deployments import UsableRunner
 from worker.remote.known_hosts import Edition
-from worker.remote.spare import Spare
+from worker.remote.spares import Spares
 from worker.remote.target import Target
 
 # OpenSSH's own MaxSessions. Where a server has more, further connections do as well; where it
@@ -51,7 +51,7 @@ class PooledConnection:
         self.target = target
         self.channels = channels
         self.scope = trio.CancelScope()
-        self.spare = Spare()
+        self.spares = Spares()
         # One of the worker's; urgent calls go beyond them.
         self.has_slot = False
         # What it was made with, once it is made.
@@ -93,7 +93,7 @@ class PooledConnection:
     def leave(self) -> None:
         self._places -= 1
         if self.is_made:
-            self.spare.want()
+            self.spares.want()
         if self._places:
             return
         if self.is_made and self.is_open:
@@ -130,7 +130,7 @@ class PooledConnection:
         """Keep a spare run, until the connection is lost."""
         connection = await self.connection()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.spare.keep, connection, self._path_for_spare)
+            nursery.start_soon(self.spares.keep, connection, self._path_for_spare)
             await connection.lost.wait()
             nursery.cancel_scope.cancel()
 
@@ -140,6 +140,8 @@ class PooledConnection:
         return self._runner if trio.current_time() < self._runner_until else None
 
     def know_runner(self, runner: UsableRunner | None) -> None:
+        if runner is None:
+            self.spares.close()
         self._runner = runner
         self._runner_until = trio.current_time() + (runner.good_for_seconds if runner else 0)
 

@@ -1,11 +1,9 @@
-"""The runner on a server: deploy it, start and follow runs, signal and forget them."""
+"""The runner on a server: deploy it, attach to runs, signal, list and forget them."""
 
 import re
-import secrets
-from collections import deque
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -17,20 +15,16 @@ from worker.errors import (
     RunRefusedError,
 )
 from worker.remote.artifact import Artifact
+from worker.remote.attachment import (
+    NO_SUCH_RUN_STATUS,
+    Attachment,
+    Incoming,
+    Offsets,
+    new_nonce,
+)
 from worker.remote.channel import Channel
 from worker.remote.connection import Connection
-from worker.remote.frames import MAX_PREAMBLE_BYTES, Frame, FrameParser
-from worker.remote.payload import run_header
-
-# The runner's own exit statuses (sysexits.h where there is one).
-DIFFERS_STATUS = 65
-NO_SUCH_RUN_STATUS = 66
-# Whatever else it ends with is somebody else's doing, such as a signal.
-REFUSALS = range(64, 79)
-
-# Three of the runner's signs of life, which come every 10 s. A connection that is gone shows by
-# its keepalives before that; this is for a runner that hangs.
-SILENCE_SECONDS = 35.0
+from worker.remote.frames import MAX_PREAMBLE_BYTES
 
 # `signal` waits for the grace of 5 s and as long again for processes that die slowly.
 CALL_SECONDS = 30.0
@@ -49,74 +43,12 @@ _listed = re.compile(
 _usable_path = re.compile(r"/[A-Za-z0-9._/-]+\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """`payload` is what `Payload.encode` made; the limit counts from the script's start."""
-
-    execution_id: str
-    limit_seconds: int
-    payload: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """How many bytes of each stream are here already."""
-
-    stdout: int = 0
-    stderr: int = 0
-
-
-class Attachment:
-    """The frames of one `run` or `attach`."""
-
-    def __init__(self, channel: Channel, nonce: str) -> None:
-        self._channel = channel
-        self._parser = FrameParser(nonce)
-        self._said_hello = False
-        self._frames: deque[Frame] = deque()
-
-    def close(self) -> None:
-        """Detach; the run goes on."""
-        self._channel.close()
-
-    async def receive(self) -> Frame:
-        """The next frame; there is one after another until the run's last.
-
-        Raises RunnerMissingError if no usable runner answered, RunRefusedError if it ended
-        without a last frame of its own will, ConnectionLostError if the connection has gone
-        or not one of the runner's signs of life came for too long.
-        """
-        while not self._frames:
-            data = b""
-            with trio.move_on_after(SILENCE_SECONDS) as silence:
-                data = await self._channel.receive()
-            if silence.cancelled_caught:
-                raise ConnectionLostError(f"nothing was heard for {SILENCE_SECONDS:g} s")
-            if not data:
-                raise self._ended()
-            self._frames.extend(self._parser.feed(data))
-            if self._frames:
-                self._said_hello = True  # no frame comes before it
-        await trio.lowlevel.checkpoint()  # a flood of frames must not hold up everything else
-        return self._frames.popleft()
-
-    def _ended(self) -> Exception:
-        status, reason = self._channel.exit_status, self._channel.stderr
-        if not self._said_hello:
-            if status == DIFFERS_STATUS:
-                return RunnerMissingError("the runner on the server is not the one deployed")
-            return RunnerMissingError(f"no runner answered (exit status {status}): {reason}"[:500])
-        if status in REFUSALS:
-            return RunRefusedError(status, reason or "no reason given")
-        return ConnectionLostError("the runner stopped speaking before the run's end")
-
-
 async def deploy(connection: Connection, artifact: Artifact) -> str:
     """Put the runner on the server, if it is not there yet; its path.
 
     Raises DeployError, with the server's reason, if it could not be put there whole.
     """
-    nonce = _nonce()
+    nonce = new_nonce()
     with closing(await connection.exec("sh")) as channel:
         failure = None
         try:
@@ -145,48 +77,6 @@ async def deploy(connection: Connection, artifact: Artifact) -> str:
     return told
 
 
-class WaitingRun:
-    """A `run` on the server that has not been told yet what to run."""
-
-    def __init__(self, channel: Channel, nonce: str) -> None:
-        self._channel = channel
-        self._nonce = nonce
-
-    @property
-    def is_waiting(self) -> bool:
-        return not self._channel.is_closed
-
-    async def begin(self, request: RunRequest) -> Attachment:
-        """Start the run, unless it was ever started, and attach to it from the beginning."""
-        header = run_header(request.execution_id, 0, 0, request.limit_seconds, request.payload)
-        try:
-            await self._channel.send_all(header + request.payload)
-            self._channel.send_eof()
-        except ConnectionLostError:
-            pass  # what the other side said before it closed tells more than this
-        except trio.Cancelled:
-            self._channel.close()
-            raise
-        return Attachment(self._channel, self._nonce)
-
-    def close(self) -> None:
-        """It ends without a word; also what it has begun to attach to is let go."""
-        self._channel.close()
-
-    async def closed(self) -> None:
-        """Until the server has its channel back."""
-        await self._channel.wait_closed()
-
-
-async def prepare(
-    connection: Connection, path: str, *, verify_sha256: str | None = None
-) -> WaitingRun:
-    """Have the runner wait for a run; its digest is compared first where there is one."""
-    nonce = _nonce()
-    verify = f" {verify_sha256}" if verify_sha256 else ""
-    return WaitingRun(await connection.exec(f"sh {path} run {nonce}{verify}"), nonce)
-
-
 async def attach(
     connection: Connection,
     path: str,
@@ -194,7 +84,7 @@ async def attach(
     offsets: Offsets,
 ) -> Attachment:
     """Attach to a run that was started, from `offsets` on."""
-    nonce = _nonce()
+    nonce = new_nonce()
     arguments = f"{execution_id} {offsets.stdout} {offsets.stderr}"
     channel = await connection.exec(f"sh {path} attach {nonce} {arguments}")
     try:
@@ -202,7 +92,7 @@ async def attach(
     except ConnectionLostError:
         channel.close()
         raise
-    return Attachment(channel, nonce)
+    return Attachment(Incoming(channel, nonce))
 
 
 async def signal(connection: Connection, path: str, execution_id: str, reason: str) -> None:
@@ -286,7 +176,7 @@ async def _call(
     most_bytes: int = MAX_PREAMBLE_BYTES,
 ) -> bytes:
     """What the runner said after its greeting."""
-    nonce = _nonce()
+    nonce = new_nonce()
     try:
         command = f"sh {path} {verb} {nonce} {' '.join(arguments)}"
         with closing(await connection.exec(command)) as channel:
@@ -316,7 +206,3 @@ async def _read_answer(channel: Channel, most_bytes: int = MAX_PREAMBLE_BYTES) -
 def _words(said: bytes) -> str:
     """In one line."""
     return " ".join(said.decode(errors="replace").split())
-
-
-def _nonce() -> str:
-    return secrets.token_hex(8)

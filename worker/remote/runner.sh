@@ -19,6 +19,8 @@ most_calls=100
 helper_files='cronium.bash python/cronium.py python/sitecustomize.py node_modules/cronium/index.js'
 newline='
 '
+# Runs that one call serves: a shell may remember every child that it had.
+most_served=1000
 
 main() {
     verb=${1-} nonce=${2-}
@@ -41,7 +43,7 @@ main() {
     esac
     know_here
     case $verb in
-    run) run_from_stdin ;;
+    run) run_all ;;
     attach)
         [ $# -eq 3 ] || fail 64 'usage: attach NONCE ID OUT ERR'
         check_id "$1" && is_number "$2" && is_number "$3" || fail 64 'bad argument'
@@ -266,32 +268,61 @@ nap() {
     }
 }
 
-run_from_stdin() {
+# One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
+run_all() {
     # Before the header: a spare has the time.
     find_nest
-    header=''
-    IFS= read -r header || {
-        # A spare that was not needed.
-        [ -n "$header" ] || exit 0
-        fail 66 'half a header: nothing was started'
-    }
-    # shellcheck disable=SC2086  # words, to be split
-    set -f && set -- $header && set +f
+    find_detacher
+    note_date
+    while [ "$served" -lt "$most_served" ]; do
+        header=''
+        IFS= read -r header || {
+            # A spare that was not needed.
+            [ -n "$header" ] || exit 0
+            fail 66 'half a header: nothing was started'
+        }
+        # shellcheck disable=SC2086  # words, to be split
+        set -f && set -- $header && set +f
+        case ${1-} in
+        forget)
+            shift
+            # Whatever becomes of it is told, and the next run not held up by it.
+            (forget_all "$@") 2>/dev/null
+            printf 'f %s\n' "$?" || exit 74
+            ;;
+        *) run_one "$@" ;;
+        esac
+        served=$((served + 1))
+    done
+}
+served=0
+
+# Sets uptime_date, the time of day of uptime 0, for which no other call is needed then.
+note_date() {
+    uptime_date=''
+    read_clock
+    [ -z "$uptime" ] || uptime_date=$(($(date +%s) - clock_s))
+}
+
+# The payload is lines, their number announced, where it is short and plain; else all that follows.
+run_one() {
     [ $# -eq 6 ] || fail 64 'bad header'
     check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
         fail 64 'bad header'
-    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received=''
+    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left=''
+    [ "$digest" != lines ] || lines_left=$length
     # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
     for attempt in 1 2 3; do
         if is_forgotten; then
             drain_stdin
-            printf 'x 125 forgotten 0 0\n'
-            exit 0
+            printf 'x 125 forgotten 0 0\n' || exit 74
+            return
         fi
         if find_run; then
             drain_stdin
             hand_over attach "$id" "$out_at" "$err_at"
             attach_found
+            return
         fi
         [ -z "$received" ] || break
         # Somebody has had output of it: it did start, and is gone.
@@ -300,7 +331,12 @@ run_from_stdin() {
         make_room
         receive_payload
         launch
-        case $verdict in new*) attach_started ;; esac
+        case $verdict in
+        new*)
+            attach_started
+            return
+            ;;
+        esac
     done
     case $verdict in full) fail 73 "no room for the output in $root" ;; esac
     fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
@@ -327,7 +363,12 @@ find_nest() {
 }
 
 drain_stdin() {
-    [ -n "$received" ] || cat >/dev/null
+    [ -z "$received" ] || return 0
+    if [ -z "$lines_left" ]; then
+        cat >/dev/null
+    else
+        while [ "$lines_left" -gt 0 ] && read_payload_line; do :; done
+    fi
 }
 
 # They may have been deleted, one or all: what cleans /tmp goes by the age of each file.
@@ -358,7 +399,7 @@ unpack_helper() {
 
 # Makes this call's own part of the run directory, in the first root that can be written.
 make_room() {
-    token=$$-$nonce cgroup=${nest:+"$nest/cronium-$id-$$"}
+    warmer='' token=$$-$nonce-$served cgroup=${nest:+"$nest/cronium-$id-$$"}
     for root in $roots; do
         run=$root/runs/$id in=$root/runs/$id/in.$token
         refuse_foreign
@@ -400,9 +441,12 @@ drop_payload() {
     [ -z "$warmer" ] || wait "$warmer"
     rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
 }
-warmer=''
 
 receive_payload() {
+    if [ -n "$lines_left" ]; then
+        receive_lines
+        return
+    fi
     cat >"$in/payload" 2>/dev/null || {
         drop_payload
         fail 73 "no room for the payload in $root"
@@ -432,27 +476,68 @@ refuse_payload() {
     fail 66 "$1: nothing was started"
 }
 
+# What a shell can read by itself: no process is started for it. A connection can end before the last
+# line, which is always the same, and cannot change what it carries.
+receive_lines() {
+    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
+    while read_payload_line && [ -n "$line" ]; do
+        parse_entry "${line%% *}" "${line#* }" || refuse_payload 'not a payload of ours'
+    done
+    [ -n "$interpreter" ] || refuse_payload 'half a payload, or not one of ours'
+    [ "$directory" -eq 0 ] || take_lines directory "$directory"
+    take_lines environment "$environment"
+    take_lines script "$script"
+    take_lines input "$input"
+    read_payload_line && [ "$line" = cronium-end ] || refuse_payload 'half a payload'
+    received=1
+}
+
+read_payload_line() {
+    lines_left=$((lines_left - 1))
+    IFS= read -r line
+}
+
+# Writes the next $2 lines to file $1, the last without its newline. By one printf, which mksh forks for.
+take_lines() {
+    left=$2 text=''
+    while [ "$left" -gt 0 ]; do
+        read_payload_line || refuse_payload 'half a payload'
+        left=$((left - 1))
+        text=$text$line
+        [ "$left" -eq 0 ] || text=$text$newline
+    done
+    { printf %s "$text" >"$in/$1"; } 2>/dev/null || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+}
+
 parse_payload() {
     IFS= read -r line <&4
     [ "$line" = 'cronium-payload 1' ] || return 1
     interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
     while IFS=' ' read -r key value <&4; do
-        case $key in
-        '') break ;;
-        interpreter) is_name "$value" ;;
-        *) is_number "$value" ;;
-        esac || return 1
-        case $key in
-        interpreter) interpreter=$value ;;
-        output_limit) output_limit=$value ;;
-        directory) directory=$value ;;
-        environment) environment=$value ;;
-        script) script=$value ;;
-        input) input=$value ;;
-        *) return 1 ;;
-        esac
+        [ -n "$key" ] || break
+        parse_entry "$key" "$value" || return
     done
     [ -n "$interpreter" ]
+}
+
+# Sizes are in bytes, or in lines where that is how they come.
+parse_entry() {
+    case $1 in
+    interpreter) is_name "$2" ;;
+    *) is_number "$2" ;;
+    esac || return
+    case $1 in
+    interpreter) interpreter=$2 ;;
+    output_limit) output_limit=$2 ;;
+    directory) directory=$2 ;;
+    environment) environment=$2 ;;
+    script) script=$2 ;;
+    input) input=$2 ;;
+    *) return 1 ;;
+    esac
 }
 
 cut_payload() {
@@ -485,7 +570,6 @@ cut_section() {
 
 # Sets verdict: "new PID START" once the supervisor has claimed the run; it closes the pipe then.
 launch() {
-    find_detacher
     # yash reads by the locale it was started in, and the C locale knows no letter beyond ASCII.
     lent_locale=''
     [ -z "${YASH_VERSION-}" ] || [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || lent_locale=C.UTF-8
@@ -494,7 +578,8 @@ launch() {
         [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
         # exec, for yash would stay as its parent, with the pipe in hand.
         exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
-            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" </dev/null 2>/dev/null &
+            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
+            "$uptime_date" </dev/null 2>/dev/null &
     )
 }
 
@@ -524,7 +609,8 @@ find_program() {
 supervise() {
     root=$1 id=$2 token=$3 limit_s=$4 interpreter=$5 output_limit=$6 script_mask=$7 lent_locale=$8
     cgroup=$9 nest=${9%/*}
-    woken=''
+    shift 9
+    uptime_date=$1 woken=''
     # Handled, not ignored: the script would inherit an ignored signal.
     trap 'woken=1' HUP TERM URG
     know_here
@@ -542,7 +628,11 @@ supervise() {
     # It begins between two seconds, where sleep can, for that is when scripts that sleep go on.
     (sleep 0.4; while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
     ticker=$!
-    date +%s >epoch &
+    if [ -n "$uptime_date" ]; then
+        { printf '%s\n' $((uptime_date + began_s)) >epoch; } 2>/dev/null
+    else
+        date +%s >epoch &
+    fi
     watch
     finish
     exit 0
@@ -1021,10 +1111,17 @@ is_replaced() {
     [ -n "$attached" ] && [ "$attached" != "$me" ]
 }
 
+# bash tells of every sleep that we end.
 follow() {
+    follow_quietly 2>/dev/null
+    trap - URG
+    # Closed, and not in the way of who removes it.
+    exec 4<&- 5<&-
+    cd /
+}
+
+follow_quietly() {
     trap '' URG
-    # bash tells of every sleep that we end.
-    exec 2>/dev/null
     tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0
     [ "$state" != attached ] || tell_what_was_said
     while :; do
@@ -1044,12 +1141,12 @@ follow() {
             # has been heard. Where there was one worker only, it has heard all.
             [ "$state" = new ] || tell_what_was_said
             set_record "$exit_record"
-            printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu"
-            exit 0
+            printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu" || exit 74
+            return
         fi
         if [ ! -h go ]; then
-            printf 'x 125 lost 0 0\n'
-            exit 0
+            printf 'x 125 lost 0 0\n' || exit 74
+            return
         fi
         if look_for_calls; then tell_calls; fi
         choose_tick

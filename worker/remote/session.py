@@ -17,7 +17,8 @@ from worker.errors import (
     NoChannelError,
     RunnerMissingError,
 )
-from worker.remote import runner
+from worker.remote import runner, waiting
+from worker.remote.attachment import Attachment, Offsets
 from worker.remote.connection import Connection
 from worker.remote.credentials import Credentials
 from worker.remote.deployments import Deployments, Source, UsableRunner
@@ -80,7 +81,8 @@ class ServerSession:
         self._job_id = job_id
         # Where it is attached, or is to be.
         self._pooled: PooledConnection | None = None
-        self._attachment: runner.Attachment | None = None
+        self._attachment: Attachment | None = None
+        self._run: waiting.WaitingRun | None = None
         self._unverified: UsableRunner | None = None
         self._pause = PAUSE_FIRST_SECONDS
         self.doing = "waiting for a connection"
@@ -92,24 +94,25 @@ class ServerSession:
         if self._pooled is None:
             self._pooled = await self._place()
 
-    async def start(self, request: runner.RunRequest) -> runner.Attachment:
+    async def start(self, request: waiting.RunRequest) -> Attachment:
         """Send the payload and attach; `verified` is to follow once the runner has answered."""
 
-        async def start(there: _There) -> runner.Attachment:
+        async def start(there: _There) -> Attachment:
             self.doing = "starting the run"
             self.has_sent = True
             verify = there.runner.verify_sha256
             self._unverified = there.runner if verify else None
-            waiting = None if verify else there.pooled.spare.take()
-            if waiting is None:
-                waiting = await runner.prepare(
+            run = None if verify else there.pooled.spares.take()
+            if run is None:
+                run = await waiting.prepare(
                     there.connection, there.runner.path, verify_sha256=verify
                 )
-            return await waiting.begin(request)
+            self._run = run
+            return await run.begin(request)
 
         return await self._attached(start)
 
-    async def attach(self, execution_id: str, offsets: runner.Offsets) -> runner.Attachment:
+    async def attach(self, execution_id: str, offsets: Offsets) -> Attachment:
         return await self._attached(
             lambda there: runner.attach(there.connection, there.runner.path, execution_id, offsets)
         )
@@ -136,9 +139,12 @@ class ServerSession:
         await self._forgetting.forget(self._target, execution_id, self._forget_all)
 
     async def _forget_all(self, execution_ids: Sequence[str]) -> None:
-        await self._call(
-            lambda there: runner.forget(there.connection, there.runner.path, execution_ids)
-        )
+        async def forget(there: _There) -> None:
+            run = there.pooled.spares.any()
+            if run is None or not await run.forget(execution_ids):
+                await runner.forget(there.connection, there.runner.path, execution_ids)
+
+        await self._call(forget)
 
     async def list_runs(self) -> tuple[runner.RunOnServer, ...]:
         return await self._call(lambda there: runner.list_runs(there.connection, there.runner.path))
@@ -170,9 +176,12 @@ class ServerSession:
 
     def close(self) -> None:
         """Detach, and leave the connection to others."""
-        if self._attachment is not None:
+        run, self._run = self._run, None
+        if run is not None and run.is_waiting and self._pooled is not None:
+            self._pooled.spares.give_back(run)
+        elif self._attachment is not None:
             self._attachment.close()
-            self._attachment = None
+        self._attachment = None
         if self._pooled is not None:
             self._pool.leave(self._pooled)
             self._pooled = None
@@ -181,9 +190,7 @@ class ServerSession:
         opened = partial(self._credentials.opened, self._target.credential)
         return await self._pool.place(self._target, opened, self._job_id, urgent=urgent)
 
-    async def _attached(
-        self, attach: Callable[[_There], Awaitable[runner.Attachment]]
-    ) -> runner.Attachment:
+    async def _attached(self, attach: Callable[[_There], Awaitable[Attachment]]) -> Attachment:
         while True:
             await self.take_place()
             if self._pooled is None:

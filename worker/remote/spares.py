@@ -1,0 +1,100 @@
+"""Runs on a connection that have nothing to run yet, kept ready for the next ones."""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from worker.errors import NoChannelError, SshError
+from worker.remote.connection import Connection
+from worker.remote.waiting import WaitingRun, prepare
+
+log = structlog.get_logger()
+
+# A first spare is a guess, and a job on many servers is to have the processors for itself.
+GUESS_AFTER_SECONDS = 0.5
+GONE_SECONDS = 5.0
+# Beyond one, each is let go once it was not needed for so long.
+EXTRA_SECONDS = 10.0
+
+
+class Spares:
+    """Each costs the server a waiting shell, and saves it to start one.
+
+    There are as many as there were runs at once, lately.
+    """
+
+    def __init__(self) -> None:
+        # With when it began to wait; the last used is the next used.
+        self._waiting: list[tuple[WaitingRun, float]] = []
+        self._was_used = False
+        self._wanted = trio.Event()
+        self._crowded = trio.Event()
+
+    def want(self) -> None:
+        """One is to be there for the next run, as soon as that does not disturb this one."""
+        self._wanted.set()
+
+    def take(self) -> WaitingRun | None:
+        while self._waiting:
+            waiting, _ = self._waiting.pop()
+            if waiting.is_waiting:
+                self._was_used = True
+                return waiting
+        return None
+
+    def give_back(self, waiting: WaitingRun) -> None:
+        self._waiting.append((waiting, trio.current_time()))
+        if len(self._waiting) > 1:
+            self._crowded.set()
+
+    def any(self) -> WaitingRun | None:
+        """The one that is used last, which stays."""
+        return next((waiting for waiting, _ in self._waiting if waiting.is_waiting), None)
+
+    def close(self) -> None:
+        """None of them is to be used."""
+        for waiting, _ in self._waiting:
+            waiting.close()
+        self._waiting.clear()
+
+    async def drop(self) -> bool:
+        """Give a channel back to the server; whether there was one."""
+        if not self._waiting:
+            return False
+        waiting, _ = self._waiting.pop(0)
+        waiting.close()
+        with trio.move_on_after(GONE_SECONDS):
+            await waiting.closed()
+        return True
+
+    async def keep(self, connection: Connection, path: Callable[[], str | None]) -> None:
+        """Start one where none is and one is wanted, if `path` says where the runner is."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._thin_out)
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                if self.any() is not None:
+                    continue
+                if not self._was_used:
+                    await trio.sleep(GUESS_AFTER_SECONDS)
+                runner = path()
+                if runner is None or self.any() is not None:
+                    continue
+                try:
+                    self.give_back(await prepare(connection, runner))
+                except NoChannelError:
+                    log.debug("spare_refused", channels=connection.channels)
+                except SshError as error:
+                    log.debug("spare_failed", error=str(error))
+
+    async def _thin_out(self) -> None:
+        while True:
+            await self._crowded.wait()
+            await trio.sleep(EXTRA_SECONDS)
+            long_ago = trio.current_time() - EXTRA_SECONDS
+            while len(self._waiting) > 1 and self._waiting[0][1] <= long_ago:
+                self._waiting.pop(0)[0].close()
+            if len(self._waiting) <= 1:
+                self._crowded = trio.Event()

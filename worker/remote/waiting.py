@@ -1,0 +1,85 @@
+"""A `run` on a server that waits for what to run, before its first run and between two."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from worker.errors import ConnectionLostError, ProtocolError, RunnerMissingError, RunRefusedError
+from worker.remote.attachment import Attachment, Incoming, new_nonce
+from worker.remote.channel import Channel
+from worker.remote.connection import Connection
+from worker.remote.payload import Payload, run_message
+
+# It is a matter of milliseconds; a runner that hangs is not waited for.
+FORGET_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The limit counts from the script's start."""
+
+    execution_id: str
+    limit_seconds: int
+    payload: Payload = field(repr=False)
+
+
+class WaitingRun:
+    """One call, over which one run after the other may be started and followed."""
+
+    def __init__(self, channel: Channel, nonce: str) -> None:
+        self._channel = channel
+        self._incoming = Incoming(channel, nonce)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has no run, and may be given one."""
+        return not (self._channel.is_closed or self._incoming.is_busy)
+
+    async def begin(self, request: RunRequest) -> Attachment:
+        """Start the run, unless it was ever started, and attach to it from the beginning."""
+        message = run_message(request.execution_id, request.limit_seconds, request.payload)
+        self._incoming.begin(serves_more=message.is_lines)
+        try:
+            await self._channel.send_all(message.data)
+            if not message.is_lines:
+                self._channel.send_eof()
+        except ConnectionLostError:
+            pass  # what the other side said before it closed tells more than this
+        except trio.Cancelled:
+            self._channel.close()
+            raise
+        return Attachment(self._incoming)
+
+    async def forget(self, execution_ids: Iterable[str]) -> bool:
+        """Remove runs that have ended, as the runner's verb does; whether that was done.
+
+        A run may begin meanwhile.
+        """
+        status = None
+        with trio.move_on_after(FORGET_SECONDS):
+            try:
+                await self._channel.send_all(f"forget {' '.join(execution_ids)}\n".encode())
+                status = await self._incoming.forgot()
+            except (ConnectionLostError, ProtocolError, RunnerMissingError, RunRefusedError):
+                pass  # it is of no use any more
+        if status is None:
+            self.close()
+        return status == 0
+
+    def close(self) -> None:
+        """It ends without a word; also what it has begun to attach to is let go."""
+        self._channel.close()
+
+    async def closed(self) -> None:
+        """Until the server has its channel back."""
+        await self._channel.wait_closed()
+
+
+async def prepare(
+    connection: Connection, path: str, *, verify_sha256: str | None = None
+) -> WaitingRun:
+    """Have the runner wait for a run; its digest is compared first where there is one."""
+    nonce = new_nonce()
+    verify = f" {verify_sha256}" if verify_sha256 else ""
+    return WaitingRun(await connection.exec(f"sh {path} run {nonce}{verify}"), nonce)
