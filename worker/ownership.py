@@ -14,27 +14,22 @@ log = structlog.get_logger()
 
 # How long a claimed job waits for an API that has just stopped answering, before it starts anyway.
 ACKNOWLEDGE_SECONDS = 10
-# Looks at once. More would not be answered sooner, and each connection to the API costs every
-# call a little: httpx asks the system whether it still stands.
-LOOKS_AT_ONCE = 8
 
 
 class Ownership:
     def __init__(self, client: QueueClient, *, poll_seconds: float) -> None:
         self._client = client
         self._poll_seconds = poll_seconds
-        self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
 
     async def may_start(self, flight: Flight) -> bool:
         """Whether the job is still ours, to be started or to be gone on with; the API knows then
         that it runs. An API that has stopped answering does not hold it up."""
         try:
             with trio.fail_after(ACKNOWLEDGE_SECONDS):
-                async with self._looks:
-                    job = await self._client.read_job(flight.job_id)
-                    if job.status not in (*FINAL_STATUSES, "cancelled", "running"):
-                        # Never sent late, since it revives a cancelled job.
-                        await self._client.report_running(flight.job_id)
+                job = await self._client.read_job(flight.job_id)
+                if job.status not in (*FINAL_STATUSES, "cancelled", "running"):
+                    # Never sent late, since it revives a cancelled job.
+                    await self._client.report_running(flight.job_id)
         except QueueRefusedError as error:
             # Anything but 403 says nothing of whose the job is: it was claimed, so it is run.
             log.warning(
@@ -61,8 +56,7 @@ class Ownership:
     async def still_ours(self, flight: Flight) -> bool:
         """Whether the job is, as far as is known; an API that does not answer says nothing."""
         try:
-            async with self._looks:
-                job = await self._client.read_job(flight.job_id)
+            job = await self._client.read_job(flight.job_id)
         except QueueRefusedError as error:
             if error.status != 403:
                 return True

@@ -33,7 +33,7 @@ IDLE_CPU = Row("idle-cpu", "%", "of a core, no job, one server used just before"
 def run(bench: Bench) -> list[Measured]:
     with ExitStack() as stack:
         room = bench.room("counts")
-        fleet = stack.enter_context(open_fleet(room / "fleet", 1))
+        fleet = stack.enter_context(open_fleet(1))
         bed = stack.enter_context(open_bed(room))
         proxy = ApiProxy(stack.enter_context(open_background()), bed.port)
         (name,) = bed.add(fleet.servers)

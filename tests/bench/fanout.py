@@ -95,7 +95,7 @@ def open_fanout(bench: Bench, name: str, size: int) -> Iterator[Fanout]:
     """For up to `size` servers, which all have the runner."""
     with ExitStack() as stack:
         room = bench.room(name)
-        fleet = stack.enter_context(open_fleet(room / "fleet", 1 + size))
+        fleet = stack.enter_context(open_fleet(1 + size))
         bed = stack.enter_context(open_bed(room))
         bed.add(fleet.servers)
         fanout = Fanout(fleet, bed, room, bench.peers)

@@ -34,7 +34,7 @@ def run(bench: Bench) -> list[Measured]:
     with ExitStack() as stack:
         room = bench.room("memory")
         size = bench.pick(FRESH_SERVERS, 10)
-        fleet = stack.enter_context(open_fleet(room / "fleet", size))
+        fleet = stack.enter_context(open_fleet(size))
         bed = stack.enter_context(open_bed(room))
         names = bed.add(fleet.servers)
         for number in range(bench.rounds):
@@ -53,7 +53,7 @@ def run_pooled(bench: Bench) -> list[Measured]:
     with ExitStack() as stack:
         room = bench.room("pooled")
         size = bench.pick(BATCH_SERVERS, 5)
-        fleet = stack.enter_context(open_fleet(room / "fleet", BATCHES * size))
+        fleet = stack.enter_context(open_fleet(BATCHES * size))
         bed = stack.enter_context(open_bed(room))
         names = bed.add(fleet.servers)
         for _ in range(min(bench.rounds, 3)):

@@ -14,26 +14,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from tests.bench.bed import Bed, Worker, open_bed
-from tests.bench.bench import Bench, Experiment
+from tests.bench.bench import Bench, CannotMeasureError, Experiment
 from tests.bench.fleet import open_fleet
 from tests.bench.rows import Measured, Row, at_most, measured
 from tests.faults.delay_lines import open_lines
-from worker.clock import now_ms
 
 ROUND_TRIP_SECONDS = 0.1
 SCRIPT = "true"
 # After a job its run is forgotten, and all made ready for the next.
 PAUSE_SECONDS = {"near": 0.2, "far": 0.2 + 8 * ROUND_TRIP_SECONDS}
-# At once on one server: the first has the spare, if there is one.
-BURST = 3
-# For the jobs of a burst to be submitted before they are due.
-AHEAD_MS = 200
+# Holds the call that waits on the connection, for long enough.
+HOLD = "sleep 2"
+HOLD_SECONDS = 10.0
+LOOK_SECONDS = 0.01
 
 WARM_SPARE = Row("rtt-warm-spare", "round trips", "warm execution, alone", at_most(1), digits=0)
 WARM = Row(
     "rtt-warm",
     "round trips",
-    f"warm execution, the slowest of {BURST} at once",
+    "warm execution beside another, which has the call that waited",
     at_most(3),
     digits=0,
 )
@@ -61,7 +60,7 @@ def run(bench: Bench) -> list[Measured]:
     times = {way: Times() for way in PAUSE_SECONDS}
     with ExitStack() as stack:
         room = bench.room("round-trips")
-        fleet = stack.enter_context(open_fleet(room / "fleet", 2 * count))
+        fleet = stack.enter_context(open_fleet(2 * count))
         bed = stack.enter_context(open_bed(room))
         near, far = (fleet.servers[at::2] for at in range(2))
         names = {
@@ -79,7 +78,7 @@ def run(bench: Bench) -> list[Measured]:
         for way, name in _turns(names):
             _alone(bed, worker, way, name)  # what was pooled may have been given up meanwhile
             times[way].warm_spare.append(_alone(bed, worker, way, name))
-            times[way].warm.append(_burst(bed, worker, name))
+            times[way].warm.append(_beside(bed, worker, name))
         worker.stop()
     far_times, near_times = times["far"], times["near"]
     fresh = _round_trips(far_times.fresh, near_times.fresh)
@@ -106,12 +105,20 @@ def _alone(bed: Bed, worker: Worker, way: str, name: str) -> float:
     return took
 
 
-def _burst(bed: Bed, worker: Worker, name: str) -> float:
-    """The slowest of several jobs on one server that come at once."""
-    due_at = now_ms() + AHEAD_MS
-    jobs = [bed.submit(SCRIPT, [name], due_at=due_at) for _ in range(BURST)]
+def _beside(bed: Bed, worker: Worker, name: str) -> float:
+    """A job on a server where another is running."""
+    holding = bed.submit(HOLD, [name])
+    deadline = time.monotonic() + HOLD_SECONDS
+    while holding not in worker.moments("execution_started"):
+        if time.monotonic() > deadline:
+            raise CannotMeasureError("a job does not start")
+        time.sleep(LOOK_SECONDS)
+    job = bed.submit(SCRIPT, [name])
     bed.finish()
-    return max(worker.following_seconds(jobs).values())
+    took = worker.following_seconds([job])[job]
+    if worker.moments("execution_ended")[holding] < worker.moments("execution_ended")[job]:
+        raise CannotMeasureError("the job that was to hold the call ended first")
+    return took
 
 
 def _round_trips(far: Sequence[float], near: Sequence[float]) -> float:

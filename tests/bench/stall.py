@@ -30,7 +30,7 @@ def run(bench: Bench) -> list[Measured]:
     times: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as stack:
         room = bench.room("stall")
-        fleet = stack.enter_context(open_fleet(room / "fleet", 2 * count))
+        fleet = stack.enter_context(open_fleet(2 * count))
         bed = stack.enter_context(open_bed(room))
         straight = bed.add(fleet.servers[:count])
         near = bed.add(stack.enter_context(open_lines(fleet.servers[count:], 0)))

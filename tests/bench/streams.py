@@ -110,7 +110,7 @@ def run(bench: Bench) -> list[Measured]:
     results = []
     with ExitStack() as stack:
         room = bench.room("streams")
-        fleet = stack.enter_context(open_fleet(room / "fleet", 2))
+        fleet = stack.enter_context(open_fleet(2))
         bed = stack.enter_context(open_bed(room))
         near = fleet.servers[0]
         (far,) = stack.enter_context(open_lines(fleet.servers[1:], FAR_SECONDS))
@@ -187,7 +187,7 @@ def run_many(bench: Bench) -> list[Measured]:
     walls: list[float] = []
     with ExitStack() as stack:
         room = bench.room("many-streams")
-        fleet = stack.enter_context(open_fleet(room / "fleet", bench.servers))
+        fleet = stack.enter_context(open_fleet(bench.servers))
         bed = stack.enter_context(open_bed(room))
         names = bed.add(fleet.servers)
         stream = make_stream(room / "stream", MANY_BYTES)

@@ -39,7 +39,7 @@ def run(bench: Bench) -> list[Measured]:
     results = []
     with ExitStack() as stack:
         room = bench.room("throughput")
-        fleet = stack.enter_context(open_fleet(room / "fleet", 1))
+        fleet = stack.enter_context(open_fleet(1))
         bed = stack.enter_context(open_bed(room))
         (name,) = bed.add(fleet.servers)
         if bench.wants(START_LATENCY.name):

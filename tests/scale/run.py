@@ -53,7 +53,7 @@ def run(
 
     `jobs` is how many each has. Raises CannotMeasureError where there can be no servers.
     """
-    with open_fleet(folder / "fleet", servers) as fleet:
+    with open_fleet(servers) as fleet:
         stages = []
         for index, (count, is_killing) in enumerate(
             [*((each, False) for each in counts), (max(counts), True)]
