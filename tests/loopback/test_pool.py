@@ -133,22 +133,6 @@ async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path
         assert not list(sshd.server.home.glob(".cache/cronium/runs/*"))
 
 
-async def test_of_many_calls_that_wait_one_stays(
-    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.remote.spares.EXTRA_SECONDS", 0.5)
-    sshd = an_sshd()
-    async with running_worker(tmp_path) as rig:
-        names = await after_one_job(rig, sshd)
-        with trio.fail_after(30):
-            jobs = [rig.submit("sleep 1", names) for _ in range(4)]
-            for job_id in jobs:
-                await rig.finished(job_id)
-            await until_idle(rig)
-
-        await until(lambda: len(waiting_runs(sshd)) == 1)
-
-
 async def test_a_spare_that_was_killed_costs_the_next_job_nothing(
     an_sshd: OpenSshd, tmp_path: Path
 ) -> None:

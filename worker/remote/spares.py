@@ -16,6 +16,8 @@ GUESS_AFTER_SECONDS = 0.5
 GONE_SECONDS = 5.0
 # Beyond one, each is let go once it was not needed for so long.
 EXTRA_SECONDS = 10.0
+# One that serves on and on is not to do so with an environment that has long been changed.
+MOST_AGE_SECONDS = 300.0
 
 
 class Spares:
@@ -44,6 +46,9 @@ class Spares:
         return None
 
     def give_back(self, waiting: WaitingRun) -> None:
+        if trio.current_time() > waiting.since + MOST_AGE_SECONDS:
+            waiting.close()
+            return
         self._waiting.append((waiting, trio.current_time()))
         if len(self._waiting) > 1:
             self._crowded.set()

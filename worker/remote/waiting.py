@@ -25,11 +25,12 @@ class RunRequest:
 
 
 class WaitingRun:
-    """One call, over which one run after the other may be started and followed."""
+    """One call, made at `since`, over which one run after the other is started and followed."""
 
     def __init__(self, channel: Channel, nonce: str) -> None:
         self._channel = channel
         self._incoming = Incoming(channel, nonce)
+        self.since = trio.current_time()
 
     @property
     def is_waiting(self) -> bool:
@@ -57,12 +58,12 @@ class WaitingRun:
         A run may begin meanwhile.
         """
         status = None
-        with trio.move_on_after(FORGET_SECONDS):
-            try:
+        try:
+            with trio.move_on_after(FORGET_SECONDS):
                 await self._channel.send_all(f"forget {' '.join(execution_ids)}\n".encode())
                 status = await self._incoming.forgot()
-            except (ConnectionLostError, ProtocolError, RunnerMissingError, RunRefusedError):
-                pass  # it is of no use any more
+        except (ConnectionLostError, ProtocolError, RunnerMissingError, RunRefusedError):
+            pass  # it is of no use any more
         if status is None:
             self.close()
         return status == 0

@@ -1,0 +1,105 @@
+"""The calls that wait on one connection."""
+
+from typing import cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from worker.remote.connection import Connection
+from worker.remote.spares import EXTRA_SECONDS, MOST_AGE_SECONDS, Spares
+from worker.remote.waiting import WaitingRun
+
+
+class Run:
+    def __init__(self) -> None:
+        self.since = trio.current_time()
+        self.is_waiting = True
+
+    def close(self) -> None:
+        self.is_waiting = False
+
+    async def closed(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def given(spares: Spares, count: int = 1) -> list[WaitingRun]:
+    runs = [cast("WaitingRun", Run()) for _ in range(count)]
+    for run in runs:
+        spares.give_back(run)
+    return runs
+
+
+@pytest.fixture
+def spares(nursery: trio.Nursery) -> Spares:
+    spares = Spares()
+    nursery.start_soon(spares.keep, cast("Connection", None), lambda: None)
+    return spares
+
+
+async def test_the_last_used_is_the_next_and_the_first_forgets(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    first, _, last = given(spares, 3)
+
+    assert spares.any() is first
+    assert spares.take() is last
+
+
+async def test_one_that_has_gone_is_not_used(autojump_clock: MockClock, spares: Spares) -> None:
+    first, last = given(spares, 2)
+    last.close()
+
+    assert spares.take() is first
+    assert spares.take() is None
+
+
+async def test_of_those_that_nobody_needs_one_stays(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    runs = given(spares, 4)
+    await trio.sleep(EXTRA_SECONDS / 2)
+    used = spares.take()
+    assert used is not None
+    spares.give_back(used)
+
+    await trio.sleep(10 * EXTRA_SECONDS)
+
+    assert [run for run in runs if run.is_waiting] == [used]
+
+
+async def test_those_that_are_used_again_and_again_stay(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    given(spares, 3)
+    first = used = [spares.take(), spares.take()]
+    for _ in range(20):
+        await trio.sleep(EXTRA_SECONDS / 4)
+        for each in used:
+            assert each is not None
+            spares.give_back(each)
+        await trio.sleep(EXTRA_SECONDS / 4)
+        used = [spares.take(), spares.take()]
+
+    assert set(used) == set(first)
+
+
+async def test_one_that_has_served_for_long_is_let_go(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    (run,) = given(spares)
+    while (used := spares.take()) is not None:
+        await trio.sleep(30)
+        spares.give_back(used)
+
+    assert not run.is_waiting
+    assert trio.current_time() - run.since <= MOST_AGE_SECONDS + 30
+
+
+async def test_a_channel_is_given_back_as_long_as_there_is_one(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    runs = given(spares, 2)
+
+    assert [await spares.drop() for _ in range(3)] == [True, True, False]
+    assert not any(run.is_waiting for run in runs)
