@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from worker.remote.connection import Connection
 from worker.remote.spares import EXTRA_SECONDS, MOST_AGE_SECONDS, Spares
@@ -41,6 +41,7 @@ async def test_the_last_used_is_the_next_and_the_first_forgets(
     autojump_clock: MockClock, spares: Spares
 ) -> None:
     first, _, last = given(spares, 3)
+    await wait_all_tasks_blocked()
 
     assert spares.any() is first
     assert spares.take() is last
@@ -49,6 +50,7 @@ async def test_the_last_used_is_the_next_and_the_first_forgets(
 async def test_one_that_has_gone_is_not_used(autojump_clock: MockClock, spares: Spares) -> None:
     first, last = given(spares, 2)
     last.close()
+    await wait_all_tasks_blocked()
 
     assert spares.take() is first
     assert spares.take() is None
