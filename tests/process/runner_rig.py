@@ -348,10 +348,8 @@ class Server:
                 Path(record.read_text().strip()).rmdir()
 
     def _supervisors(self) -> list[int]:
-        ours = f"{self.inside(self.root)}/runner-".encode()
-        return [
-            pid for pid in _pids() if any(word.startswith(ours) for word in _words(pid, "cmdline"))
-        ]
+        words = {b"+supervise", self.inside(self.root).encode()}
+        return [pid for pid in _pids() if words <= _words(pid, "cmdline")]
 
 
 def new_id() -> str:
