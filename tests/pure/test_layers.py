@@ -36,6 +36,7 @@ LAYERS = (
     ("file_limit", "log_forms", "log_writer", "settings"),
     ("database", "values"),
     ("sealing", "masking"),
+    ("secret_forms",),
     ("clock", "errors", "secret"),
     ("__init__",),
 )

@@ -18,16 +18,14 @@ from worker.masking import (
     MASK,
     MAX_ADD_MASK_BYTES,
     MAX_ADDED,
-    MAX_ENCODED_LINES,
     MAX_TABLE_PATTERNS,
-    MIN_LONG_CHARACTERS,
     SPREAD,
     ExecutionMasker,
     Masker,
     MaskingStream,
-    forms,
 )
 from worker.secret import Secret
+from worker.secret_forms import MAX_ENCODED_LINES, MIN_LONG_CHARACTERS, forms
 
 TOKEN = "tok-3f9Zq/81+xYw"  # noqa: S105  opens nothing
 KEY = "-----BEGIN KEY-----\n" + "\n".join(f"{n:02d}aZ/k+q9" * 6 for n in range(8)) + "\nend\n"
