@@ -38,6 +38,7 @@ class Jobs:
     def __init__(self, around: Surroundings, ownership: Ownership) -> None:
         self._around = around
         self._relay = around.relay
+        self._relay.let_go = self._let_go
         self._runs = around.runs
         self._telemetry = around.telemetry
         self._settings = around.settings
@@ -83,6 +84,12 @@ class Jobs:
         flight = self._flights.get(job_id)
         if flight is not None:
             flight.cancel()
+
+    def _let_go(self, job_id: str) -> None:
+        """It is another's. Once its end is told, what becomes of that says so."""
+        flight = self._flights.get(job_id)
+        if flight is not None and not flight.is_settled:
+            flight.disown()
 
     def cancel_all(self) -> None:
         for job_id in self.ids:

@@ -67,6 +67,8 @@ class Relay:
         self._in_flight: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
+        # Told of a job that turns out to be another's, before what is kept of it goes.
+        self.let_go: Callable[[str], object] = lambda _job_id: None
         # By when the deliveries mean to have come round, by the loop's clock.
         self.due_at = math.inf
 
@@ -232,6 +234,8 @@ class Relay:
 
     async def _record(self, queued: QueuedEntry, verdict: Verdict) -> None:
         fields = {"job_id": queued.entry.job_id, "kind": queued.entry.kind}
+        if isinstance(verdict, Disowned):
+            self.let_go(queued.entry.job_id)
         await self._database.run(partial(self._keep_verdict, queued, verdict))
         match verdict:
             case Delivered():

@@ -14,7 +14,7 @@ from msgspec import Raw
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from tests.fakes import Rig, relay_rig
+from tests.fakes import NO_ANSWER, Rig, relay_rig
 from tests.virtual.test_helper_calls import FakeRuntime
 from tests.virtual.test_jobs import SETTINGS, a_job, a_server, ran
 from worker.api.runtime import Runtimes
@@ -484,3 +484,30 @@ async def test_of_several_servers_what_was_said_is_reported_by_their_names(
     assert said.keys() <= {"web-1", "web-2", "web-3"}
     assert set(said.values()) == {1}
     assert rig.queue.results["job_1"]["condition"] is True
+
+
+async def test_a_job_that_a_row_shows_to_be_another_s_is_let_go_with_its_run(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, there: FakeServer
+) -> None:
+    # That it runs is told a second after it does, and again and again after that.
+    rig.queue.fault("update", "exec_job_1_1_0", *[NO_ANSWER] * 4)
+
+    async def play(run: Channel) -> None:
+        await begin(run)
+        run.say(b"o 6\nhello\n")
+        await trio.sleep(1.05)
+        rig.queue.statuses["job_1"] = "another's"
+        await trio.sleep(100)
+        run.say(b"o 4\nend\n")
+        end(run)
+
+    there.plays.append(play)
+    began = trio.current_time()
+
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    # Sooner than by the look at the job that comes every 10 s.
+    assert trio.current_time() - began < 8
+    assert rig.queue.said("complete", "fail", "release") == []
+    assert rig.runs.take_up() == []
+    assert not any(" forget " in command for command in there.commands)
