@@ -1,6 +1,7 @@
 """Connections that jobs share: how many are made, what they carry, and when they go."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -143,6 +144,22 @@ async def test_a_spare_that_was_killed_costs_the_next_job_nothing(
             os.kill(pid, signal.SIGKILL)
 
         report = await rig.run("echo done", names)
+
+    assert outcomes(report) == {names[0]: SUCCESS}
+    assert report.executions[0].output == "done\n"
+    assert connections(sshd) == 1
+
+
+async def test_a_runner_that_is_deleted_beneath_a_call_that_waits_is_deployed_anew(
+    an_sshd: OpenSshd, tmp_path: Path
+) -> None:
+    sshd = an_sshd()
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        shutil.rmtree(sshd.server.home / ".cache" / "cronium")
+
+        with trio.fail_after(30):
+            report = await rig.run("echo done", names)
 
     assert outcomes(report) == {names[0]: SUCCESS}
     assert report.executions[0].output == "done\n"

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import asyncssh
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -11,8 +12,9 @@ from tests.virtual.test_call_frames import Channel as FakeChannel
 from worker.errors import ConnectionLostError, ProtocolError
 from worker.remote.channel import Channel
 from worker.remote.frames import Ended, Hello, Reason, Started
-from worker.remote.payload import Interpreter, Payload
+from worker.remote.payload import Interpreter, Payload, run_message
 from worker.remote.waiting import FORGET_SECONDS, RunRequest, WaitingRun
+from worker.remote.windows import Headroom
 
 GREETING = b"\ncronium h nonce 1 0123456789ab\n"
 END = Ended(0, Reason.EXIT, 1, 1)
@@ -42,6 +44,7 @@ async def run(server: Server) -> WaitingRun:
 
 
 async def first_run(run: WaitingRun, server: Server) -> None:
+    """Of a call, whose greeting comes before it."""
     attachment = await run.begin(request())
     assert not run.is_waiting
     server.say(b"r new 0\nx 0 exit 1 1\n")
@@ -147,6 +150,73 @@ async def test_an_answer_to_no_question_is_a_fault(
 
     with pytest.raises(ProtocolError):
         await attachment.receive()
+
+
+async def test_a_call_that_has_had_no_run_yet_forgets_too(
+    autojump_clock: MockClock, run: WaitingRun, server: Server
+) -> None:
+    server.say(b"f 0\n")
+
+    assert await run.forget(["exec_0"])
+    attachment = await run.begin(request())
+    server.say(b"r new 0\nx 0 exit 1 1\n")
+    assert [await attachment.receive() for _ in range(2)] == [Started("new", 0), END]
+
+
+class Wire:
+    """asyncssh's side of a channel, on which nothing is ever answered."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def get_connection(self) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.written += b"<eof>"
+
+    def close(self) -> None:
+        """The other side takes its time to close it too."""
+
+
+@pytest.mark.parametrize("script", [b"true\n", b"\xff" * 300_000])
+async def test_what_is_written_at_once_is_whole(script: bytes, autojump_clock: MockClock) -> None:
+    for _ in range(30):
+        wire = Wire()
+        channel = Channel(Headroom(), lambda _: None)
+        channel.connection_made(cast("asyncssh.SSHClientChannel[bytes]", wire))
+        run = WaitingRun(channel, "nonce")
+        message = run_message("exec_1", 60, request(script).payload)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.forget, ["exec_0"])
+            nursery.start_soon(run.begin, request(script))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+        whole = message.data if message.is_lines else message.data + b"<eof>"
+        assert wire.written in (b"forget exec_0\n" + whole, whole)
+
+
+async def test_one_that_was_given_up_waits_for_nothing_whatever_its_server_says(
+    autojump_clock: MockClock,
+) -> None:
+    channel = Channel(Headroom(), lambda _: None)
+    channel.connection_made(cast("asyncssh.SSHClientChannel[bytes]", Wire()))
+    run = WaitingRun(channel, "nonce")
+    attachments = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.forget, ["exec_0"])
+        await trio.sleep(1)
+        attachments.append(await run.begin(request()))
+        began = trio.current_time()
+        with pytest.raises(ConnectionLostError):
+            await attachments[0].receive()
+
+    assert not run.is_waiting
+    assert trio.current_time() - began < FORGET_SECONDS
 
 
 async def test_a_call_that_ended_between_two_runs_is_a_lost_connection(

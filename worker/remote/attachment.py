@@ -13,7 +13,7 @@ from worker.errors import (
     RunRefusedError,
 )
 from worker.remote.channel import Channel
-from worker.remote.frames import Ended, Forgot, Frame, FrameParser
+from worker.remote.frames import Ended, Forgot, Frame, FrameParser, Hello
 
 # The runner's own exit statuses (sysexits.h where there is one).
 DIFFERS_STATUS = 65
@@ -51,7 +51,7 @@ class Incoming:
         self._parser = FrameParser(nonce)
         self._said_hello = False
         self._frames: deque[Frame] = deque()
-        self._asked: deque[_Question] = deque()
+        self._asked: deque[Question] = deque()
         self._turn = trio.Lock()
         self.is_busy = False
 
@@ -74,19 +74,25 @@ class Incoming:
                 self._take_answer(await self._receive())
         return self._heard(await self._receive())
 
-    async def forgot(self) -> int:
-        """The status of what was just asked to be forgotten.
+    def ask(self) -> "Question":
+        """Note that something was just asked to be forgotten."""
+        question = Question()
+        self._asked.append(question)
+        return question
+
+    async def answer(self, question: "Question") -> int:
+        """The status of what was asked to be forgotten.
 
         Raises what `next` does, and ProtocolError if something else comes.
         """
-        question = _Question()
-        self._asked.append(question)
         async with self._turn:
             while question.status is None:
                 self._take_answer(await self._receive())
         return question.status
 
     def _take_answer(self, frame: Frame) -> None:
+        if isinstance(frame, Hello):
+            return  # of a call that has had no run yet
         if not isinstance(frame, Forgot):
             raise ProtocolError("the runner did not say what became of the forgotten runs")
         self._asked.popleft().status = frame.status
@@ -118,9 +124,9 @@ class Incoming:
 
     def _ended(self) -> Exception:
         status, reason = self._channel.exit_status, self._channel.stderr
+        if status == DIFFERS_STATUS:
+            return RunnerMissingError("the runner on the server is not the one deployed")
         if not self._said_hello:
-            if status == DIFFERS_STATUS:
-                return RunnerMissingError("the runner on the server is not the one deployed")
             return RunnerMissingError(f"no runner answered (exit status {status}): {reason}"[:500])
         if status in REFUSALS:
             return RunRefusedError(status, reason or "no reason given")
@@ -130,7 +136,9 @@ class Incoming:
         self._channel.close()
 
 
-class _Question:
+class Question:
+    """What is to be forgotten: `status` is what became of it, once that is known."""
+
     status: int | None = None
 
 

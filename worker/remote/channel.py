@@ -89,8 +89,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         """Until the other side knows it closed; what comes until then is dropped."""
         while not self._closed:
             self._received.clear()
-            self._readable = trio.Event()
-            await self._readable.wait()
+            await self._news()
 
     async def send_all(self, data: bytes) -> None:
         """Raises ConnectionLostError if the channel has gone."""
@@ -113,7 +112,8 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     async def receive(self) -> bytes:
         """What has come on stdout since, at least one byte; empty at the end.
 
-        Raises ConnectionLostError if the connection ended before the channel did.
+        Raises ConnectionLostError if the connection ended before the channel did, or the channel
+        was given up.
         """
         await trio.lowlevel.checkpoint()
         while not self._received:
@@ -121,8 +121,9 @@ class Channel(asyncssh.SSHClientSession[bytes]):
                 raise ConnectionLostError(f"the connection was lost: {self._lost}") from self._lost
             if self._closed:
                 return b""
-            self._readable = trio.Event()
-            await self._readable.wait()
+            if self._is_given_up:  # the server may take its time to close it
+                raise ConnectionLostError("the channel was given up")
+            await self._news()
         taken = [self._received.popleft()]
         size = len(taken[0])
         while self._received and size + len(self._received[0]) <= PIECE_BYTES:
@@ -133,6 +134,11 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         if self._paused and self._received_bytes <= PAUSE_BYTES // 2:
             self._resume()
         return b"".join(taken)
+
+    async def _news(self) -> None:
+        if self._readable.is_set():  # else another waits for it
+            self._readable = trio.Event()
+        await self._readable.wait()
 
     def _grant(self, taken: int) -> None:
         """Let the server send more, as `taken` bytes were taken."""
@@ -163,6 +169,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     def close(self) -> None:
         """Give it up; one that is not open yet is closed when it is."""
         self._is_given_up = True
+        self._readable.set()
         if self._chan is not None:
             self._chan.close()
 

@@ -306,10 +306,14 @@ note_date() {
 
 # The payload is lines, their number announced, where it is short and plain; else all that follows.
 run_one() {
+    # What waited may have been deleted meanwhile.
+    [ -s "$0" ] || fail 65 'this runner is gone'
     [ $# -eq 6 ] || fail 64 'bad header'
     check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
         fail 64 'bad header'
     out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left=''
+    # The wait for this is no jump of the clock.
+    last_s=''
     [ "$digest" != lines ] || lines_left=$length
     # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
     for attempt in 1 2 3; do
@@ -1250,9 +1254,13 @@ pause() {
     sleep "$tick" >/dev/null &
     sleeper=$!
     trap 'kill "$sleeper"' URG
-    if [ -h exit ] || look_for_calls; then kill "$sleeper"; else wait "$sleeper"; fi
-    # Not every sleep takes fractions.
-    [ $? -ne 1 ] || whole_seconds=1
+    if [ -h exit ] || look_for_calls; then
+        kill "$sleeper"
+    else
+        wait "$sleeper"
+        # Not every sleep takes fractions.
+        [ $? -ne 1 ] || whole_seconds=1
+    fi
     trap '' URG
 }
 

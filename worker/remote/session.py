@@ -191,6 +191,8 @@ class ServerSession:
         return await self._pool.place(self._target, opened, self._job_id, urgent=urgent)
 
     async def _attached(self, attach: Callable[[_There], Awaitable[Attachment]]) -> Attachment:
+        if self._attachment is not None:  # of a try that failed
+            self._attachment.close()
         while True:
             await self.take_place()
             if self._pooled is None:

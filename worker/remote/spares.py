@@ -40,13 +40,14 @@ class Spares:
     def take(self) -> WaitingRun | None:
         while self._waiting:
             waiting, _ = self._waiting.pop()
-            if waiting.is_waiting:
+            if waiting.is_waiting and not _is_old(waiting):
                 self._was_used = True
                 return waiting
+            waiting.close()
         return None
 
     def give_back(self, waiting: WaitingRun) -> None:
-        if trio.current_time() > waiting.since + MOST_AGE_SECONDS:
+        if _is_old(waiting):
             waiting.close()
             return
         self._waiting.append((waiting, trio.current_time()))
@@ -103,3 +104,7 @@ class Spares:
                 self._waiting.pop(0)[0].close()
             if len(self._waiting) <= 1:
                 self._crowded = trio.Event()
+
+
+def _is_old(waiting: WaitingRun) -> bool:
+    return trio.current_time() > waiting.since + MOST_AGE_SECONDS

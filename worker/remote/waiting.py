@@ -13,6 +13,8 @@ from worker.remote.payload import Payload, run_message
 
 # It is a matter of milliseconds; a runner that hangs is not waited for.
 FORGET_SECONDS = 10.0
+# Runs and what is forgotten, over one call; the runner itself ends after 1000.
+MOST_SERVED = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +32,32 @@ class WaitingRun:
     def __init__(self, channel: Channel, nonce: str) -> None:
         self._channel = channel
         self._incoming = Incoming(channel, nonce)
+        # What is written at once is not to come between the parts of a payload.
+        self._writing = trio.Lock()
+        self._served = 0
+        self._is_given_up = False
         self.since = trio.current_time()
 
     @property
     def is_waiting(self) -> bool:
         """Whether it has no run, and may be given one."""
-        return not (self._channel.is_closed or self._incoming.is_busy)
+        is_over = self._channel.is_closed or self._is_given_up or self._served >= MOST_SERVED
+        return not (is_over or self._incoming.is_busy)
 
     async def begin(self, request: RunRequest) -> Attachment:
         """Start the run, unless it was ever started, and attach to it from the beginning."""
         message = run_message(request.execution_id, request.limit_seconds, request.payload)
         self._incoming.begin(serves_more=message.is_lines)
+        self._served += 1
         try:
-            await self._channel.send_all(message.data)
-            if not message.is_lines:
-                self._channel.send_eof()
+            async with self._writing:
+                await self._channel.send_all(message.data)
+                if not message.is_lines:
+                    self._channel.send_eof()
         except ConnectionLostError:
             pass  # what the other side said before it closed tells more than this
         except trio.Cancelled:
-            self._channel.close()
+            self.close()
             raise
         return Attachment(self._incoming)
 
@@ -60,8 +69,13 @@ class WaitingRun:
         status = None
         try:
             with trio.move_on_after(FORGET_SECONDS):
-                await self._channel.send_all(f"forget {' '.join(execution_ids)}\n".encode())
-                status = await self._incoming.forgot()
+                async with self._writing:
+                    if not self.is_waiting:  # a run was first
+                        return False
+                    self._served += 1
+                    await self._channel.send_all(f"forget {' '.join(execution_ids)}\n".encode())
+                    question = self._incoming.ask()
+                status = await self._incoming.answer(question)
         except (ConnectionLostError, ProtocolError, RunnerMissingError, RunRefusedError):
             pass  # it is of no use any more
         if status is None:
@@ -70,6 +84,7 @@ class WaitingRun:
 
     def close(self) -> None:
         """It ends without a word; also what it has begun to attach to is let go."""
+        self._is_given_up = True
         self._channel.close()
 
     async def closed(self) -> None:
