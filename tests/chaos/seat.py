@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from tests.live_files import files_below
 from tests.process.worker_process import Site, WorkerProcess
 
 # A drain of no length: giving the jobs back, the cleanups' haste, two flushes of 10 s.
@@ -93,7 +94,7 @@ class Seat:
             return connection.execute(statement).fetchall()
 
     def spooled(self) -> list[Path]:
-        return [path for path in (self.state / "spool").rglob("*") if path.is_file()]
+        return files_below(self.state / "spool")
 
     def defects(self) -> list[str]:
         """What its workers have logged of defects of their own."""

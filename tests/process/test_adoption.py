@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.api_proxy import ApiProxy
 from tests.faults.background import open_background
+from tests.live_files import files_below
 from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd
@@ -58,7 +59,7 @@ def results_in(site: Site) -> list[str]:
 
 
 def spools(site: Site) -> list[Path]:
-    return [path for path in (site.folder / "state" / "spool").rglob("*") if path.is_file()]
+    return files_below(site.folder / "state" / "spool")
 
 
 def runs_on(sshd: Sshd) -> list[str]:
