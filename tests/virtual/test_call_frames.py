@@ -511,3 +511,21 @@ async def test_a_job_that_a_row_shows_to_be_another_s_is_let_go_with_its_run(
     assert rig.queue.said("complete", "fail", "release") == []
     assert rig.runs.take_up() == []
     assert not any(" forget " in command for command in there.commands)
+
+
+async def test_a_run_that_another_worker_has_reported_is_left_to_it(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, there: FakeServer
+) -> None:
+    async def play(run: Channel) -> None:
+        await trio.lowlevel.checkpoint()
+        # As after a stop of this worker that was longer than its lease.
+        rig.queue.statuses["job_1"] = "another's"
+        run.say(b"x 125 forgotten 0 0\n")
+        run.exit(0)
+
+    there.plays.append(play)
+
+    await ran(rig, jobs, a_job(a_server(1)))
+
+    assert rig.queue.said("update", "complete", "fail", "release") == []
+    assert rig.runs.take_up() == []

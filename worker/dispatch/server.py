@@ -47,8 +47,8 @@ class ServerExecution:
 
     `run` says how the execution ended, `clean_up` forgets the run on the server; a run that goes
     on when they are cancelled is not touched by that. `begun` is set when the script
-    is known to run, `sink` called with what it prints, `still_ours` when somebody else attaches;
-    `calls` are its script's.
+    is known to run, `sink` called with what it prints, `still_ours` when somebody else has, or had,
+    the run; `calls` are its script's.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ServerExecution:
             has_sent=self._resumption.may_have_begun,
         )
         self._phases = (
-            Setup(plan, execution, self._session, settings, cancelled),
+            Setup(plan, execution, self._session, settings, cancelled, still_ours),
             Following(
                 plan,
                 execution,

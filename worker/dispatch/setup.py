@@ -1,5 +1,7 @@
 """The setup phase of an execution: from a server's name to a script that runs there."""
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 import trio
 
@@ -39,7 +41,10 @@ Begun = tuple[Attachment, Started]
 
 
 class Setup:
-    """`began` is when it did, by the loop's clock."""
+    """`began` is when it did, by the loop's clock.
+
+    `still_ours` is called when the run turns out to have been reported by somebody.
+    """
 
     def __init__(
         self,
@@ -48,12 +53,14 @@ class Setup:
         session: ServerSession,
         settings: Settings,
         cancelled: trio.Event,
+        still_ours: Callable[[], Awaitable[bool]],
     ) -> None:
         self._plan = plan
         self._execution = execution
         self._session = session
         self._settings = settings
         self._cancelled = cancelled
+        self._still_ours = still_ours
         # Why the last try came to nothing.
         self._failure: str | None = None
         self.began = trio.current_time()
@@ -91,9 +98,13 @@ class Setup:
         except (DeployError, RunnerMissingError, RunRefusedError) as error:
             return Ending(Outcome.NOT_DEPLOYED, str(error))
         except RunForgottenError as error:
-            return Ending(Outcome.LOST, str(error))
+            forgotten = str(error)
         except (SshError, ProtocolError) as error:
             return Ending(Outcome.UNREACHABLE, str(error))
+        # By a worker that had the job while this one stood still: what that told is to stay.
+        if not await self._still_ours():
+            await trio.sleep_forever()  # whoever asked cancels the whole job
+        return Ending(Outcome.LOST, forgotten)
 
     async def _start(self) -> Begun:
         """Connected, runner there, run started or found going; deployed anew where it is missing.
