@@ -96,28 +96,6 @@ class Http:
 
         Raises what httpx does.
         """
-        began = trio.current_time()
-        status = error = None
-        try:
-            response = await self._request(method, path, content, headers, seconds)
-            status = response.status_code
-        except httpx.HTTPError as failure:
-            error = type(failure).__name__
-            raise
-        finally:
-            if self._heard is not None and (status is not None or error is not None):
-                took = trio.current_time() - began
-                self._heard(ApiCall(self._host, method, _route(path), took, status, error))
-        return response
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        content: bytes | None,
-        headers: Mapping[str, str],
-        seconds: float,
-    ) -> httpx.Response:
         request = httpx.Request(
             method,
             f"{self._base_url}/{path}",
@@ -129,6 +107,21 @@ class Http:
             },
             extensions={"timeout": httpx.Timeout(seconds).as_dict()},
         )
+        began = trio.current_time()
+        status = error = None
+        try:
+            response = await self._in_turn(request)
+            status = response.status_code
+        except httpx.HTTPError as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            if self._heard is not None and (status is not None or error is not None):
+                took = trio.current_time() - began
+                self._heard(ApiCall(self._host, method, _route(path), took, status, error))
+        return response
+
+    async def _in_turn(self, request: httpx.Request) -> httpx.Response:
         has_turn = False
         with trio.move_on_after(PATIENCE_SECONDS):
             await self._turns.acquire()

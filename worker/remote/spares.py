@@ -55,7 +55,7 @@ class Spares:
             self._crowded.set()
 
     def any(self) -> WaitingRun | None:
-        """The one that is used last, which stays."""
+        """The one that is used last, so that the next run seldom waits for what it is asked."""
         return next((waiting for waiting, _ in self._waiting if waiting.is_waiting), None)
 
     def close(self) -> None:
