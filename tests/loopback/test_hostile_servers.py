@@ -51,11 +51,13 @@ QUICK = {
     "worker.remote.session.PAUSE_MOST_SECONDS": 0.4,
 }
 ENVIRON = {
-    "CRONIUM_SETUP_TIMEOUT": "6s",
+    "CRONIUM_SETUP_TIMEOUT": "30s",
     "CRONIUM_CLEANUP_TIMEOUT": "1s",
     "CRONIUM_JOBS_MAX_CONCURRENT": "20",
     "CRONIUM_RUN_MAX_OUTPUT": "1MiB",
 }
+# For those that end no other way; who should be done before is not to be in a hurry.
+PATIENCE = {"CRONIUM_SETUP_TIMEOUT": "5s"}
 
 
 @pytest.fixture(autouse=True)
@@ -219,9 +221,11 @@ def events(log: io.BytesIO) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def a_worker(tmp_path: Path, sshd: Sshd) -> AsyncIterator[WorkerRig]:
+async def a_worker(
+    tmp_path: Path, sshd: Sshd, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[WorkerRig]:
     """With one good server, that it has been on before."""
-    async with running_worker(tmp_path, ENVIRON) as rig:
+    async with running_worker(tmp_path, ENVIRON | dict(environ or {})) as rig:
         good = sshd.server
         rig.add_entry(
             GOOD,
@@ -243,12 +247,15 @@ async def runs_on(rig: WorkerRig, *names: str) -> JobReport:
 
 
 async def run_among(
-    fleet: Fleet, tmp_path: Path, sshd: Sshd
+    fleet: Fleet, tmp_path: Path, sshd: Sshd, environ: Mapping[str, str] | None = None
 ) -> tuple[JobReport, list[dict[str, Any]]]:
     """One job on the good server and on all of the `fleet`, a second one on the good server; what
     came of the first, and the log."""
     with a_log() as log:
-        async with listening(lambda: _Account(fleet)) as port, a_worker(tmp_path, sshd) as rig:
+        async with (
+            listening(lambda: _Account(fleet)) as port,
+            a_worker(tmp_path, sshd, environ) as rig,
+        ):
             for name in fleet.servers:
                 rig.add_entry(name, port=port, username=name, private_key=PEM)
             report = await runs_on(rig, GOOD, *fleet.servers)
@@ -315,7 +322,6 @@ NO_SSH: dict[str, tuple[Iterable[bytes], str]] = {
     "empty packets": ([b"SSH-2.0-x\r\n", bytes(4096)], "no SSH session"),
     "bad exchange": ([b"SSH-2.0-x\r\n\0\0\0\x0c\x04\x14" + b"\xff" * 10], "no SSH session"),
     "goodbye": ([b"SSH-2.0-x\r\n", a_goodbye(EVIL.encode())], "forged"),
-    "silence": ([], "over its limit of 6 s while connecting"),
 }
 
 
@@ -338,6 +344,16 @@ async def test_what_does_not_speak_ssh_is_unreachable_and_the_others_go_on(
     assert "forged" not in {event["event"] for event in events(log)}
 
 
+async def test_one_that_says_nothing_is_unreachable_at_the_limit(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    async with shouting([]) as port, a_worker(tmp_path, sshd, PATIENCE) as rig:
+        rig.add_entry("silence", port=port, private_key=PEM)
+        report = await runs_on(rig, GOOD, "silence")
+
+    assert_ended(report, {"silence": ("unreachable", "over its limit of 5 s while connecting")})
+
+
 # In the place of the runner, before a run has started
 
 BEFORE: dict[str, tuple[Hostile, str, str]] = {
@@ -355,32 +371,12 @@ BEFORE: dict[str, tuple[Hostile, str, str]] = {
         "not_deployed",
         "64 KiB of other output",
     ),
-    "endless signs of life": (
-        Hostile(repeat(b"k\n" * 5000), seconds_between=0.1),
-        "unreachable",
-        "over its limit of 6 s while starting the run",
-    ),
-    "output before the start": (
-        Hostile(repeat(b"o 5000\n" + b"x" * 5000), seconds_between=0.1),
-        "unreachable",
-        "over its limit of 6 s while starting the run",
-    ),
-    "superseded, and speaks on": (
-        Hostile([b"t\n", *([b"k\n"] * 1000)], seconds_between=0.1),
-        "unreachable",
-        "over its limit of 6 s while starting the run",
-    ),
     "a path to run": (
         Hostile(installs="d NONCE /tmp/$(touch$IFS/tmp/pwned)"),
         "not_deployed",
         "unusable path",
     ),
     "a path with a line": (Hostile(installs="d NONCE /tmp/a\r;reboot"), "not_deployed", "unusable"),
-    "an endless installer": (
-        Hostile(repeat(b"x" * 60_000), installs="", seconds_between=0.1),
-        "unreachable",
-        "over its limit of 6 s while deploying the runner",
-    ),
     "a long reason": (
         Hostile(installs="f NONCE " + "x" * 60_000),
         "not_deployed",
@@ -399,6 +395,36 @@ async def test_a_runner_that_says_no_start_is_an_outcome_with_its_reason(
     assert_ended(report, {name: (outcome, words) for name, (_, outcome, words) in BEFORE.items()})
     assert all(len(error) <= 1000 for _, error in ends(report).values())
     assert not any("touch" in command or "reboot" in command for command in fleet.commands)
+
+
+ON_AND_ON: dict[str, tuple[Hostile, str]] = {
+    "endless signs of life": (
+        Hostile(repeat(b"k\n" * 5000), seconds_between=0.1),
+        "over its limit of 5 s while starting the run",
+    ),
+    "output before the start": (
+        Hostile(repeat(b"o 5000\n" + b"x" * 5000), seconds_between=0.1),
+        "over its limit of 5 s while starting the run",
+    ),
+    "superseded, and speaks on": (
+        Hostile([b"t\n", *([b"k\n"] * 1000)], seconds_between=0.1),
+        "over its limit of 5 s while starting the run",
+    ),
+    "an endless installer": (
+        Hostile(repeat(b"x" * 60_000), installs="", seconds_between=0.1),
+        "over its limit of 5 s while deploying the runner",
+    ),
+}
+
+
+async def test_a_runner_that_goes_on_without_a_start_is_unreachable_at_the_limit(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    fleet = Fleet({name: hostile for name, (hostile, _) in ON_AND_ON.items()})
+
+    report, _ = await run_among(fleet, tmp_path, sshd, PATIENCE)
+
+    assert_ended(report, {name: ("unreachable", words) for name, (_, words) in ON_AND_ON.items()})
 
 
 # After its start
