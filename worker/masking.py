@@ -1,164 +1,21 @@
 """Secrets found in what a script prints and in what we say of it, and replaced by `***`."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
-
-from ahocorasick_rs import BytesAhoCorasick, Implementation
 
 from worker.secret import Secret
-from worker.secret_forms import MIN_LONG_CHARACTERS, as_bytes, forms
+from worker.secret_forms import as_bytes, forms
+from worker.secret_index import ABSENT, OPEN, Needle, SecretIndex, ends_of
 
 MASK = b"***"
-# A form is found by its first bytes, and over several lines only where these stand together: so
-# the end of a line is not held back for being a letter or two that a secret begins with.
-HEAD_BYTES = 6
-# How many bytes a form may take for each of its own: two of a line break behind every one.
-SPREAD = 3
-# Enough to tell most forms apart that begin alike, as keys do.
-PROBE_BYTES = 64
-
 ADD_MASK = b"::add-mask::"
 MAX_ADDED = 100
 # Of so long a line the end is waited for; one that is longer is a line as any.
 MAX_ADD_MASK_BYTES = 8192
 
-# A table of so many takes 11 ms and 6 MB and searches 500 MB/s; without one, 2 ms and 220 MB/s.
-MAX_TABLE_PATTERNS = 4096
-
-_BREAKS = b"\r\n"
 _add_mask_line = re.compile(b"\n" + ADD_MASK)
-
-
-class _Needle(NamedTuple):
-    form: bytes
-    # How many of its first bytes stand in the line before; they are not looked for.
-    skip: int
-    # Whether line breaks may stand in it.
-    may_wrap: bool
-
-
-_OPEN, _ABSENT = -1, 0
-
-
-def _ends(text: bytes, start: int, needles: Iterable[_Needle]) -> Iterator[int]:
-    """Where each needle that may stand at `start` ends; `_OPEN` if the text ends first."""
-    probe = text[start : start + PROBE_BYTES].translate(None, _BREAKS)
-    for form, skip, may_wrap in needles:
-        length = len(form) - skip
-        if may_wrap and not form.startswith(probe[:length], skip):
-            yield _ABSENT
-            continue
-        piece = text[start : start + length]
-        if form.startswith(piece, skip):
-            yield start + length if len(piece) == length else _OPEN
-        elif may_wrap:
-            window = text[start : start + SPREAD * length]
-            joined = window.translate(None, _BREAKS)[:length]
-            if not form.startswith(joined, skip):
-                yield _ABSENT
-            elif len(joined) == length:
-                yield start + _wrapped_length(window, length)
-            else:
-                yield _OPEN if len(window) < SPREAD * length else _ABSENT
-        else:
-            yield _ABSENT
-
-
-def _wrapped_length(window: bytes, length: int) -> int:
-    """How many bytes hold the first `length` that are no line breaks."""
-    end = length
-    while missing := length - len(window[:end].translate(None, _BREAKS)):
-        end += missing
-    return end
-
-
-def _needles_of(form: bytes) -> Iterator[tuple[bytes, _Needle]]:
-    """Each with the bytes that it is found by: its first, or a line break and its first."""
-    joined = form.translate(None, _BREAKS)
-    is_long = len(joined.decode(errors="ignore")) >= MIN_LONG_CHARACTERS
-    if joined != form or not is_long:
-        yield form[:HEAD_BYTES], _Needle(form, 0, may_wrap=False)
-    if not is_long:
-        return
-    yield joined[:HEAD_BYTES], _Needle(joined, 0, may_wrap=True)
-    # Where the line ends before its head does, what stands in the next line is found.
-    for skip in range(1, HEAD_BYTES):
-        yield b"\n" + joined[skip : skip + HEAD_BYTES], _Needle(joined, skip, may_wrap=True)
-
-
-class _Head:
-    """The forms that begin with the same bytes."""
-
-    __slots__ = ("following", "needles")
-
-    def __init__(self) -> None:
-        self.needles: list[_Needle] = []
-        # What comes next in each; None if there is one that ends before.
-        self.following: set[bytes] | None = set()
-
-    def add(self, needle: _Needle) -> None:
-        self.needles.append(needle)
-        end = needle.skip + HEAD_BYTES
-        following = needle.form[end : end + HEAD_BYTES]
-        if len(following) < HEAD_BYTES:
-            self.following = None
-        elif self.following is not None:
-            self.following.add(following)
-
-
-class _Index:
-    """Finds where in a text forms may stand."""
-
-    def __init__(self) -> None:
-        self._heads: dict[bytes, _Head] = {}
-        self._in_order: list[_Head] = []
-        self._beginnings: set[bytes] = set()
-        self._automaton: BytesAhoCorasick | None = None
-
-    def add(self, secrets: Iterable[Secret]) -> None:
-        found = {form for secret in secrets for form in forms(secret.reveal())}
-        for pattern, needle in {pair for form in found for pair in _needles_of(form)}:
-            head = self._heads.get(pattern)
-            if head is None:
-                head = self._heads[pattern] = _Head()
-                self._beginnings.update([pattern[:end] for end in range(1, len(pattern))])
-            head.add(needle)
-        self._in_order = list(self._heads.values())
-        if self._heads:
-            is_large = len(self._heads) > MAX_TABLE_PATTERNS
-            kind = Implementation.ContiguousNFA if is_large else Implementation.DFA
-            self._automaton = BytesAhoCorasick(self._heads, implementation=kind)
-
-    def candidates(self, text: bytes) -> Iterator[tuple[int, list[_Needle]]]:
-        if self._automaton is None:
-            return
-        for number, _, end in self._automaton.find_matches_as_indexes(text, overlapping=True):
-            head = self._in_order[number]
-            if head.following is not None:
-                # A form may begin like a word that is all over the text, such as https:.
-                following = text[end : end + HEAD_BYTES]
-                if (
-                    following not in head.following
-                    and len(following) == HEAD_BYTES
-                    and b"\n" not in following
-                    and b"\r" not in following
-                ):
-                    continue
-            yield end - HEAD_BYTES, head.needles
-
-    def open_from(self, text: bytes, at: int) -> int:
-        """Where, not before `at`, the text's end may be the beginning of a form's head."""
-        for length in range(min(HEAD_BYTES, len(text)), 0, -1):
-            tail = text[-length:]
-            if tail in self._beginnings:
-                # What is found by a line break begins behind it.
-                start = len(text) - length + tail.startswith(b"\n")
-                if start >= at:
-                    return start
-        return len(text)
 
 
 def _stripped(secret: Secret) -> Secret:
@@ -177,12 +34,12 @@ class Masker:
     def __init__(self, secrets: Iterable[Secret] = (), *, base: "Masker | None" = None) -> None:
         self._base = base
         self._known = {_stripped(secret) for secret in secrets}
-        self._own = _Index()
+        self._own = SecretIndex()
         self._own.add(self._known)
-        self._learned: tuple[_Index, ...] = ()
+        self._learned: tuple[SecretIndex, ...] = ()
 
     @property
-    def indexes(self) -> tuple[_Index, ...]:
+    def indexes(self) -> tuple[SecretIndex, ...]:
         below = () if self._base is None else self._base.indexes
         return (*below, self._own, *self._learned)
 
@@ -204,9 +61,9 @@ class Masker:
         masked = self.mask(data)
         return text if masked == data else masked.decode(errors="surrogateescape")
 
-    def candidates(self, text: bytes) -> list[tuple[int, list[_Needle]]]:
+    def candidates(self, text: bytes) -> list[tuple[int, list[Needle]]]:
         """Where something may stand, in order."""
-        found: dict[int, list[_Needle]] = {}
+        found: dict[int, list[Needle]] = {}
         for index in self.indexes:
             for start, needles in index.candidates(text):
                 found[start] = [*found.get(start, ()), *needles]
@@ -286,7 +143,7 @@ class MaskingStream:
     def _advance(self, data: bytes, *, is_last: bool) -> Masked:
         # The line break is there for what is looked for at the beginning of a line only.
         before = b"\n" if self._begins_line else b""
-        text = b"".join((before, self._held, data))
+        text = b"".join(part for part in (before, self._held, data) if part)
         self._received += len(data)
         done: list[bytes] = []
         at, held_from = len(before), len(text)
@@ -296,14 +153,14 @@ class MaskingStream:
             if start < at:
                 continue
             if needles:
-                ends = list(_ends(text, start, needles))
-                end = _OPEN if _OPEN in ends and not is_last else max(ends)
+                ends = list(ends_of(text, start, needles))
+                end = OPEN if OPEN in ends and not is_last else max(ends)
             else:
                 end = _end_of_add_mask(text, start, is_last=is_last)
-            if end == _OPEN and not is_last:
+            if end == OPEN and not is_last:
                 held_from = start
                 break
-            if end <= _ABSENT:
+            if end <= ABSENT:
                 continue
             done.append(text[at:start])
             at = end
@@ -322,7 +179,7 @@ class MaskingStream:
         self._begins_line = text.endswith(b"\n", 0, held_from)
         return Masked(b"".join(done), self._received - len(self._held))
 
-    def _candidates(self, text: bytes) -> list[tuple[int, list[_Needle]]]:
+    def _candidates(self, text: bytes) -> list[tuple[int, list[Needle]]]:
         """Where something may stand, in order; with no needles it is an `::add-mask::` line."""
         found = self._masker.candidates(text)
         if self._add and b"\n" + ADD_MASK in text:
@@ -343,8 +200,8 @@ def _end_of_add_mask(text: bytes, start: int, *, is_last: bool) -> int:
     end = text.find(b"\n", start, start + MAX_ADD_MASK_BYTES)
     if end < 0:
         if len(text) - start >= MAX_ADD_MASK_BYTES:
-            return _ABSENT
+            return ABSENT
         if not is_last:
-            return _OPEN
+            return OPEN
         end = len(text)
     return end - text.endswith(b"\r", 0, end)

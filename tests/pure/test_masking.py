@@ -14,18 +14,16 @@ from hypothesis import strategies as st
 
 from worker.masking import (
     ADD_MASK,
-    HEAD_BYTES,
     MASK,
     MAX_ADD_MASK_BYTES,
     MAX_ADDED,
-    MAX_TABLE_PATTERNS,
-    SPREAD,
     ExecutionMasker,
     Masker,
     MaskingStream,
 )
 from worker.secret import Secret
 from worker.secret_forms import MAX_ENCODED_LINES, MIN_LONG_CHARACTERS, forms
+from worker.secret_index import HEAD_BYTES, MAX_TABLE_PATTERNS, MIN_SIEVED_BYTES, SPREAD
 
 TOKEN = "tok-3f9Zq/81+xYw"  # noqa: S105  opens nothing
 KEY = "-----BEGIN KEY-----\n" + "\n".join(f"{n:02d}aZ/k+q9" * 6 for n in range(8)) + "\nend\n"
@@ -180,6 +178,44 @@ def test_a_larger_set_is_masked_as_a_smaller_one() -> None:
     found = masker.mask("\n".join(texts).encode())
 
     assert found == b"\n".join([MASK] * len(texts))
+
+
+# Secrets of these tests have none.
+LONG = b"*" * MIN_SIEVED_BYTES
+
+
+@given(secret_sets, st.data())
+def test_in_a_long_text_the_same_is_masked_as_in_a_short_one(
+    texts: list[str], data: st.DataObject
+) -> None:
+    found = sorted({form for text in texts for form in forms(text)})
+    parts = st.sampled_from([*found, *(form[:3] for form in found), b"\n", b"\r\n", b"a"])
+    text = b"".join(data.draw(st.lists(parts, max_size=6)))
+    masker = a_masker(texts)
+
+    masked = masker.mask(LONG + b"\n" + text + b"\n" + LONG)
+
+    assert masked == LONG + b"\n" + masker.mask(text + b"\n") + LONG
+
+
+@pytest.mark.parametrize("count", [1, 20, 60, 100, 400])
+def test_each_of_many_secrets_is_found_in_a_long_text(count: int) -> None:
+    texts = [f"{number * 7919 % 99991:05d}-secret-{number}" for number in range(count)]
+    masker = a_masker(texts)
+    for text in texts:
+        whole = text.encode()
+        wrapped = whole[:3] + b"\n" + whole[3:]
+
+        assert masker.mask(LONG + whole + LONG) == LONG + MASK + LONG
+        assert masker.mask(LONG + wrapped + LONG) == LONG + wrapped[:4] + MASK + LONG
+
+
+def test_what_is_added_bit_by_bit_is_found_in_a_long_text() -> None:
+    masker = ExecutionMasker(a_masker([TOKEN]))
+    for text in (b"one-that-is-added", b"and-then-another"):
+        masker.add(Secret(text.decode()))
+
+        assert masker.mask(LONG + text + LONG) == LONG + MASK + LONG
 
 
 @pytest.mark.parametrize("text", ["", "a", "abcde", "  abcde \n", "abc\nab", " " * 40, "éééöö"])

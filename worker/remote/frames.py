@@ -166,7 +166,7 @@ class FrameParser:
     def _take_output(self) -> Output | None:
         if not self._buffer:
             return None
-        data = bytes(self._buffer[: self._missing])
+        data = bytes(memoryview(self._buffer)[: self._missing])
         del self._buffer[: len(data)]
         self._missing -= len(data)
         return Output(self._stream, data)

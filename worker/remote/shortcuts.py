@@ -40,6 +40,8 @@ MSG_IGNORE, MSG_SERVICE_ACCEPT, MSG_EXT_INFO, MSG_CHANNEL_WINDOW_ADJUST = 2, 6, 
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 # Answers in a dialogue are smaller, pieces of a stream larger.
 SMALL_BYTES = 4096
+# asyncssh copies all that it has not looked at, twice for each packet, which has 32 KiB at most.
+PART_BYTES = 48 * 1024
 
 
 class ShortConnection(asyncssh.SSHClientConnection):
@@ -93,7 +95,8 @@ class ShortConnection(asyncssh.SSHClientConnection):
         which Linux holds back in what looks like a dialogue. It forgets the setting at will, so it
         is made each time, for 1 us.
         """
-        super().data_received(data, datatype)
+        for at in range(0, len(data), PART_BYTES):
+            super().data_received(data[at : at + PART_BYTES], datatype)
         if len(data) < SMALL_BYTES and QUICK_ACK is not None and self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
 
