@@ -23,8 +23,9 @@ MAX_TABLE_PATTERNS = 4096
 # overlap; beyond some rounds of that it is faster to look for all at once.
 FEW_PATTERNS = 64
 MAX_FEW = 4
-# What is shorter is not worth a look ahead.
+# What is shorter is not worth a look ahead; nor is a text, for so long, in which it was in vain.
 MIN_SIEVED_BYTES = 4096
+UNSIEVED_BYTES = 1024 * 1024
 
 _BREAKS = b"\r\n"
 
@@ -138,6 +139,9 @@ class SecretIndex:
         self._beginnings: set[bytes] = set()
         self._automaton: BytesAhoCorasick | None = None
         self._sieve: _Sieve | None = None
+        # How much more is looked for without a sieve, which takes longer to make than to search
+        # what most scripts print.
+        self._unsieved_bytes = UNSIEVED_BYTES
 
     def add(self, secrets: Iterable[Secret]) -> None:
         found = {form for secret in secrets for form in forms(secret.reveal())}
@@ -175,9 +179,15 @@ class SecretIndex:
         """Whether it is known already that nothing stands there."""
         if len(text) < MIN_SIEVED_BYTES:
             return False
+        if self._unsieved_bytes > 0:
+            self._unsieved_bytes -= len(text)
+            return False
         if self._sieve is None:
             self._sieve = _Sieve(self._heads)
-        return self._sieve.is_worth_it and not self._sieve.lets_through(text)
+        if self._sieve.is_worth_it and not self._sieve.lets_through(text):
+            return True
+        self._unsieved_bytes = UNSIEVED_BYTES
+        return False
 
     def open_from(self, text: bytes, at: int) -> int:
         """Where, not before `at`, the text's end may be the beginning of a form's head."""
