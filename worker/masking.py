@@ -1,9 +1,10 @@
 """Secrets found in what a script prints and in what we say of it, and replaced by `***`."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+
+from ahocorasick_rs import BytesAhoCorasick
 
 from worker.secret import Secret
 from worker.secret_forms import as_bytes, forms
@@ -15,7 +16,8 @@ MAX_ADDED = 100
 # Of so long a line the end is waited for; one that is longer is a line as any.
 MAX_ADD_MASK_BYTES = 8192
 
-_add_mask_line = re.compile(b"\n" + ADD_MASK)
+# Ten times as fast as `in`, and every piece of output is searched.
+_add_mask_lines = BytesAhoCorasick([b"\n" + ADD_MASK])
 
 
 def _stripped(secret: Secret) -> Secret:
@@ -182,8 +184,9 @@ class MaskingStream:
     def _candidates(self, text: bytes) -> list[tuple[int, list[Needle]]]:
         """Where something may stand, in order; with no needles it is an `::add-mask::` line."""
         found = self._masker.candidates(text)
-        if self._add and b"\n" + ADD_MASK in text:
-            found += [(line.start() + 1, []) for line in _add_mask_line.finditer(text)]
+        lines = _add_mask_lines.find_matches_as_indexes(text) if self._add else ()
+        if lines:
+            found += [(start + 1, []) for _, start, _ in lines]
             found.sort(key=lambda candidate: (candidate[0], len(candidate[1]) > 0))
         return found
 

@@ -191,11 +191,12 @@ class SecretIndex:
 
     def open_from(self, text: bytes, at: int) -> int:
         """Where, not before `at`, the text's end may be the beginning of a form's head."""
-        for length in range(min(HEAD_BYTES, len(text)), 0, -1):
-            tail = text[-length:]
+        end = text[-HEAD_BYTES:]
+        for skip in range(len(end)):
+            tail = end[skip:]
             if tail in self._beginnings:
                 # What is found by a line break begins behind it.
-                start = len(text) - length + tail.startswith(b"\n")
+                start = len(text) - len(tail) + tail.startswith(b"\n")
                 if start >= at:
                     return start
         return len(text)
