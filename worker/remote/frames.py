@@ -123,8 +123,11 @@ class FrameParser:
         Raises RunnerMissingError if 64 KiB go by without the runner's first line, and
         ProtocolError if a frame is not one of the protocol's.
         """
-        self._buffer += data
         frames: list[Frame] = []
+        if self._missing and data:  # then nothing is buffered, and most of a stream is this
+            frames.append(Output(self._stream, data[: self._missing]))
+            self._missing, data = max(0, self._missing - len(data)), data[self._missing :]
+        self._buffer += data
         while (frame := self._next()) is not None:
             frames.append(frame)
         return frames

@@ -10,8 +10,8 @@ grace_ms=5000
 max_looks=200
 # The time of day may not be set right after a boot, and the janitor goes by it.
 settle_s=3600
-# Above one pipe's worth a fork per piece is cheap; the worker refuses frames over 1 MiB.
-piece=262144
+# Each costs a fork and a start of dd, some ms; the worker refuses frames over 1 MiB.
+piece=1048576
 # What a script asks for in one call: with its header it fits into the worker's 1 MiB.
 call_limit=1047552
 # Told and not yet answered. The worker does 8 at once, and each look goes through all of them.
