@@ -65,6 +65,8 @@ class Relay:
         self._database = database
         self._news = trio.Event()
         self._in_flight: set[str] = set()
+        # Of these, those of which nothing more is to be said.
+        self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
         # Told of a job that turns out to be another's, before what is kept of it goes.
@@ -131,6 +133,8 @@ class Relay:
 
     async def drop(self, job_id: str) -> None:
         """Say nothing more of a job that is not ours, and know nothing of it."""
+        if job_id in self._in_flight:
+            self._dropped.add(job_id)
         await self._database.run(partial(self._drop, job_id))
 
     def _drop(self, job_id: str) -> None:
@@ -203,12 +207,30 @@ class Relay:
         with self._lane(job_id):
             return await self._delivery.say_live(execution_id, body)
 
-    async def _deliver(self, queued: QueuedEntry) -> None:
-        with self._lane(queued.entry.job_id):
+    async def _deliver(self, head: QueuedEntry) -> None:
+        """Tell of a job for as long as there is something."""
+        job_id = head.entry.job_id
+        with self._lane(job_id):
+            go = [head]
+            while go and job_id not in self._dropped:
+                told = await self._tell(go)
+                go = await self._record(job_id, told)
+                for queued, verdict in told:
+                    if not isinstance(verdict, Later):
+                        self._settle(queued.entry, verdict)
+
+    async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
+        """One after another, until one must wait or the job is found to be another's."""
+        told: list[tuple[QueuedEntry, Verdict]] = []
+        for queued in go:
+            if queued.entry.job_id in self._dropped:
+                break
             verdict = await self._delivery.attempt(queued)
-            await self._record(queued, verdict)
-            if not isinstance(verdict, Later):
-                self._settle(queued.entry, verdict)
+            self.due_at = trio.current_time() + DELIVERY_SECONDS
+            told.append((queued, verdict))
+            if isinstance(verdict, Later | Disowned):
+                break
+        return told
 
     @contextmanager
     def _lane(self, job_id: str) -> Iterator[None]:
@@ -217,6 +239,7 @@ class Relay:
             yield
         finally:
             self._in_flight.discard(job_id)
+            self._dropped.discard(job_id)
             self._news.set()
             waiting = self._waiting.pop(job_id, None)
             if waiting is not None:
@@ -232,22 +255,24 @@ class Relay:
     async def _has_runs(self, job_id: str) -> bool:
         return await self._database.run(partial(self._runs.has, job_id))
 
-    async def _record(self, queued: QueuedEntry, verdict: Verdict) -> None:
-        fields = {"job_id": queued.entry.job_id, "kind": queued.entry.kind}
-        if isinstance(verdict, Disowned):
-            self.let_go(queued.entry.job_id)
-        await self._database.run(partial(self._keep_verdict, queued, verdict))
-        match verdict:
-            case Delivered():
-                log.debug("outbox_delivered", **fields)
-            case Later(reason):
-                log.warning("outbox_postponed", **fields, error=reason)
-            case Parked(reason):
-                log.error("outbox_parked", **fields, subject=queued.entry.subject, error=reason)
-            case Void(reason):
-                log.warning("outbox_voided", **fields, reason=reason)
-            case Disowned(reason):
-                log.warning("job_disowned", **fields, reason=reason)
+    async def _record(
+        self, job_id: str, told: Sequence[tuple[QueuedEntry, Verdict]]
+    ) -> list[QueuedEntry]:
+        """Keep what has become of a job's entries; what is to be told of it next."""
+        if any(isinstance(verdict, Disowned) for _, verdict in told):
+            self.let_go(job_id)
+        following = await self._database.run(partial(self._keep_verdicts, job_id, told))
+        for queued, verdict in told:
+            _log_verdict(queued.entry, verdict)
+        return following
+
+    def _keep_verdicts(
+        self, job_id: str, told: Sequence[tuple[QueuedEntry, Verdict]]
+    ) -> list[QueuedEntry]:
+        with self._database.transaction():
+            for queued, verdict in told:
+                self._keep_verdict(queued, verdict)
+            return self._outbox.next_of(job_id, now=self._now())
 
     def _keep_verdict(self, queued: QueuedEntry, verdict: Verdict) -> None:
         entry = queued.entry
@@ -269,3 +294,18 @@ class Relay:
                     self._outbox.delivered(queued.id)
                 case Disowned():
                     self._drop(entry.job_id)
+
+
+def _log_verdict(entry: Entry, verdict: Verdict) -> None:
+    fields = {"job_id": entry.job_id, "kind": entry.kind}
+    match verdict:
+        case Delivered():
+            log.debug("outbox_delivered", **fields)
+        case Later(reason):
+            log.warning("outbox_postponed", **fields, error=reason)
+        case Parked(reason):
+            log.error("outbox_parked", **fields, subject=entry.subject, error=reason)
+        case Void(reason):
+            log.warning("outbox_voided", **fields, reason=reason)
+        case Disowned(reason):
+            log.warning("job_disowned", **fields, reason=reason)

@@ -13,7 +13,7 @@ from worker.errors import StateError, StateLockedError
 from worker.state.directory import DATABASE, LOCK, MIGRATIONS, open_state
 from worker.state.host_keys import HostKeys, Pin
 from worker.state.identity import worker_id
-from worker.state.outbox import PARKED_MS, Entry, Kind, Outbox
+from worker.state.outbox import GO_BYTES, GO_ENTRIES, PARKED_MS, Entry, Kind, Outbox
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 
 WEB = ServerKey("1", "web.example.com", 22, "deploy")
@@ -269,6 +269,47 @@ def test_the_next_time_is_that_of_what_is_not_due_yet(outbox: Outbox) -> None:
     assert outbox.next_due_at(after=5) == 50
     assert outbox.next_due_at(after=50) == 70
     assert outbox.next_due_at(after=70) is None
+
+
+def next_of(outbox: Outbox, job_id: str, *, now: int = 10) -> list[Kind]:
+    return [queued.entry.kind for queued in outbox.next_of(job_id, now=now)]
+
+
+def test_what_was_never_tried_goes_together(outbox: Outbox) -> None:
+    kinds = [Kind.CREATE, Kind.CREATE, Kind.UPDATE, Kind.COMPLETE]
+    outbox.put([entry("a", kind) for kind in kinds], now=0)
+    outbox.put([entry("b", Kind.FAIL)], now=0)
+
+    assert next_of(outbox, "a") == kinds
+    assert next_of(outbox, "b") == [Kind.FAIL]
+    assert next_of(outbox, "c") == []
+
+
+def test_what_was_tried_goes_alone_once_it_is_due(outbox: Outbox) -> None:
+    outbox.put([entry("a", Kind.CREATE), entry("a", Kind.COMPLETE)], now=0)
+    outbox.postpone(outbox.next_of("a", now=0)[0].id, due_at=100)
+
+    assert next_of(outbox, "a", now=99) == []
+    assert next_of(outbox, "a", now=100) == [Kind.CREATE]
+
+
+def test_what_was_tried_does_not_go_with_what_is_tried_anew_before_it(outbox: Outbox) -> None:
+    outbox.put([entry("a", Kind.CREATE), entry("a", Kind.COMPLETE)], now=0)
+    first, second = outbox.next_of("a", now=0)
+    outbox.park(first.id, "refused")
+    outbox.postpone(second.id, due_at=0)
+    outbox.retry(first.id, now=0)
+
+    assert next_of(outbox, "a") == [Kind.CREATE]
+
+
+def test_what_goes_together_is_bounded_in_number_and_size(outbox: Outbox) -> None:
+    outbox.put([entry("a", Kind.CREATE)] * (GO_ENTRIES + 1), now=0)
+    large = bytes(GO_BYTES)
+    outbox.put([entry("b", Kind.UPDATE, "e1", large), entry("b", Kind.COMPLETE)], now=0)
+
+    assert next_of(outbox, "a") == [Kind.CREATE] * GO_ENTRIES
+    assert next_of(outbox, "b") == [Kind.UPDATE]
 
 
 def test_a_parked_entry_holds_nothing_back(outbox: Outbox) -> None:

@@ -30,7 +30,16 @@ from worker.delivery import Delivered, Disowned, Later, Parked, Verdict, Void
 from worker.relay import LastWord, Relay
 from worker.state import runs
 from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
-from worker.state.outbox import FINAL_KINDS, PARKED_MS, Entry, Kind, Outbox, QueuedEntry
+from worker.state.outbox import (
+    FINAL_KINDS,
+    GO_ENTRIES,
+    PARKED_MS,
+    PATIENCE_MS,
+    Entry,
+    Kind,
+    Outbox,
+    QueuedEntry,
+)
 from worker.state.runs import DAY_MS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
@@ -46,8 +55,6 @@ NOON = 50 * DAY_MS
 FAR = 10_000 * DAY_MS
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
-# The longest that an entry waits under a clock that has been set back.
-PATIENCE_MS = 5 * MINUTE_MS
 SPOOL_LIMIT = 10_000
 
 # Many short histories find more than a few long ones; a failure is shrunk as one.
@@ -80,6 +87,9 @@ class Line:
     due_at: int
     attempts: int = 0
     parked: str | None = None
+
+    def is_due(self, now: int) -> bool:
+        return not 0 < self.due_at - now <= PATIENCE_MS
 
 
 class Ledger:
@@ -150,7 +160,7 @@ class Ledger:
         return sorted(first.values(), key=lambda line: (line.due_at, places[id(line)]))
 
     def due(self, now: int) -> list[Line]:
-        return [line for line in self.heads() if not 0 < line.due_at - now <= PATIENCE_MS]
+        return [line for line in self.heads() if line.is_due(now)]
 
     def has_last(self, job_id: str) -> bool:
         ends = (Kind.COMPLETE, Kind.FAIL)
@@ -307,6 +317,15 @@ class OutboxMachine(RuleBasedStateMachine):
         found = [(queued.entry, queued.attempts) for queued in heads]
         assert found == [(line.entry, line.attempts) for line in self.ledger.due(self.now)]
         assert self.outbox.heads(limit=1, now=self.now) == heads[:1]
+
+    @invariant()
+    def what_goes_together_begins_with_the_head_and_was_never_tried(self) -> None:
+        for job_id in JOBS:
+            waiting = self.ledger.waiting(job_id)
+            lines = list(itertools.takewhile(lambda line: line.is_due(self.now), waiting))
+            fresh = list(itertools.takewhile(lambda line: not line.attempts, lines))
+            found = [queued.entry for queued in self.outbox.next_of(job_id, now=self.now)]
+            assert found == [line.entry for line in (fresh[:GO_ENTRIES] or lines[:1])]
 
     @invariant()
     def whoever_waits_for_the_next_is_woken_in_time(self) -> None:

@@ -1,8 +1,9 @@
 """From the outbox to the API."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 import trio
@@ -13,6 +14,8 @@ from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order
 from worker.errors import ProtocolError, QueueUnavailableError
 from worker.relay import MOST_PAUSE_SECONDS, pause_seconds
 from worker.state.outbox import Entry, Kind
+
+T = TypeVar("T")
 
 UNAUTHORIZED = QueueUnavailableError("the queue API answered 401", 401)
 NONSENSE = ProtocolError("the queue API's answer: not gzip")
@@ -403,6 +406,58 @@ async def test_entries_of_one_job_never_go_at_once(autojump_clock: MockClock, ri
 
     starts = [round(call.at - began) for call in rig.queue.calls if call.method == "create"]
     assert starts == [0, 10, 20]
+
+
+async def test_many_rows_of_a_job_are_kept_and_looked_for_in_few_steps(
+    autojump_clock: MockClock, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, run = 0, rig.database.run
+
+    async def counted(do: Callable[[], T]) -> T:
+        nonlocal steps
+        steps += 1
+        return await run(do)
+
+    monkeypatch.setattr(rig.database, "run", counted)
+    names = [f"e{number}" for number in range(100)]
+
+    await delivered(rig, *map(create, names), *map(update, names), complete())
+
+    assert [subject for _, subject in rig.queue.said(*ROWS)] == names * 2
+    assert rig.queue.completions == [("job_1", "completed")]
+    assert steps < 35
+
+
+async def test_of_a_job_that_is_dropped_meanwhile_no_further_row_is_told(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("create", "e2", Slow(10))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.put(create("e1"), create("e2"), create("e3"), update("e1"))
+        await trio.sleep(5)
+        await rig.relay.drop("job_1")
+        await trio.sleep(20)
+        await rig.relay.put(create("e4"), complete())
+        with trio.fail_after(5):
+            await rig.relay.wait_empty()
+        nursery.cancel_scope.cancel()
+
+    assert [subject for _, subject in rig.queue.said(*ROWS)] == ["e1", "e2", "e4"]
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_a_row_that_must_wait_holds_back_those_that_were_to_go_with_it(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("create", "e3", NO_ANSWER)
+
+    await delivered(rig, *map(create, ("e1", "e2", "e3", "e4")), update("e1"), complete())
+
+    told = [subject for _, subject in rig.queue.said(*ROWS)]
+    assert told == ["e1", "e2", "e3", "e3", "e4", "e1"]
+    assert rig.queue.said("read")[0] == ("read", "job_1")
 
 
 async def test_at_most_8_deliveries_go_at_once(autojump_clock: MockClock, rig: Rig) -> None:

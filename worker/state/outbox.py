@@ -24,6 +24,11 @@ FINAL_KINDS = (Kind.COMPLETE, Kind.FAIL, Kind.RELEASE)
 
 # How long an entry that was given up is there for an operator to see.
 PARKED_MS = 30 * 86_400_000
+# What is told in one go of one job; each may be as large as a result.
+GO_ENTRIES = 16
+GO_BYTES = 1024 * 1024
+# What is due so far in the future was so under a clock that has been set back.
+PATIENCE_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,37 @@ class Outbox:
                 """
                 SELECT id, job_id, kind, subject, body, attempts, created_at FROM outbox
                 WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
-                  -- What is due far in the future was so under a clock that has been set back.
-                  AND (due_at <= ? OR due_at > ? + 300000)
+                  AND (due_at <= ? OR due_at > ?)
                 ORDER BY due_at, id LIMIT ?
                 """,
-                (now, now, limit),
+                (now, now + PATIENCE_MS, limit),
             ).fetchall()
-        return [
-            QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts, created_at)
-            for entry_id, job_id, kind, subject, body, attempts, created_at in rows
-        ]
+        return [_queued(*row) for row in rows]
+
+    def next_of(self, job_id: str, *, now: int) -> list[QueuedEntry]:
+        """What may be told of a job in one go, in order, if its first entry is due.
+
+        One that was tried before goes alone.
+        """
+        found: list[QueuedEntry] = []
+        size = 0
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                """
+                SELECT due_at, id, job_id, kind, subject, body, attempts, created_at FROM outbox
+                WHERE job_id = ? AND parked IS NULL ORDER BY id LIMIT ?
+                """,
+                (job_id, GO_ENTRIES),
+            )
+            for due_at, *row in rows:
+                queued = _queued(*row)
+                size += len(queued.entry.body)
+                if now < due_at <= now + PATIENCE_MS:
+                    break
+                if found and (found[0].attempts or queued.attempts or size > GO_BYTES):
+                    break
+                found.append(queued)
+        return found
 
     def next_due_at(self, *, after: int) -> int | None:
         """When the next job's first entry is due, of those that are not due by `after`."""
@@ -232,3 +258,15 @@ class Outbox:
         """Say it never; False if it is gone."""
         with self._database.transaction() as tx:
             return tx.execute("DELETE FROM outbox WHERE id = ?", (entry_id,)).rowcount > 0
+
+
+def _queued(
+    entry_id: int,
+    job_id: str,
+    kind: str,
+    subject: str,
+    body: bytes,
+    attempts: int,
+    created_at: int,
+) -> QueuedEntry:
+    return QueuedEntry(entry_id, Entry(job_id, Kind(kind), subject, body), attempts, created_at)
