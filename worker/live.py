@@ -6,12 +6,10 @@ from typing import NoReturn, Protocol
 import trio
 
 from worker.relay import Relay
+from worker.standstill import slept
 
 # An API that takes long over it is asked less often.
 REST_PER_CALL = 5
-# A worker that was held up for so long may have lost the job, whose row is another's to write then:
-# the look at the job that is due as well comes first.
-LATE_SECONDS = 5.0
 
 
 class Child(Protocol):
@@ -28,10 +26,8 @@ async def tell_live_forever(
     What is not heard is told again with what comes after it, and at last by the final row.
     """
     while True:
-        due_at = trio.current_time() + seconds
-        await trio.sleep_until(due_at)
-        if trio.current_time() > due_at + LATE_SECONDS:
-            continue
+        if not await slept(seconds):
+            continue  # a look at whose the job is comes first
         for child in children:
             body = child.live_body()
             if body is not None:

@@ -17,6 +17,7 @@ from worker.printed import Printed
 from worker.relay import Relay
 from worker.report import live_body, running_entry, update_entry
 from worker.snapshot import ExecutionNow
+from worker.standstill import slept
 from worker.state.runs import RunStore
 from worker.telemetry import ExecutionTrace
 
@@ -139,5 +140,6 @@ class ReportedExecution:
         await self._inner.begun.wait()
         started_at = now_ms()
         self._printed.begin()
-        await trio.sleep(RUNNING_AFTER_SECONDS)
+        while not await slept(RUNNING_AFTER_SECONDS):
+            pass  # a look at whose the job is comes first
         await self._relay.put(running_entry(self._plan, self._execution, now=started_at))
