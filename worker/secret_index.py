@@ -22,7 +22,7 @@ MAX_TABLE_PATTERNS = 4096
 # The library looks for so few at 4 GB/s, several bytes at a time, where it need not tell how they
 # overlap; beyond some rounds of that it is faster to look for all at once.
 FEW_PATTERNS = 64
-MAX_FEW = 4
+MAX_SIEVED_PATTERNS = 4 * FEW_PATTERNS
 # What is shorter is not worth a look ahead; nor is a text, for so long, in which it was in vain.
 MIN_SIEVED_BYTES = 4096
 UNSIEVED_BYTES = 1024 * 1024
@@ -108,7 +108,10 @@ class _Head:
 
 
 class _Sieve:
-    """Lets through each text that has one of the patterns in it, as hardly any has."""
+    """Lets through each text that has one of the patterns in it, as hardly any has.
+
+    Where there are too many patterns for that to be fast, it lets through all.
+    """
 
     def __init__(self, patterns: Iterable[bytes]) -> None:
         parts: dict[bool, list[bytes]] = {True: [], False: []}
@@ -117,17 +120,18 @@ class _Sieve:
         first = parts[False]
         rounds = [first[at : at + FEW_PATTERNS] for at in range(0, len(first), FEW_PATTERNS)]
         # Those behind a line break are looked for there alone, however many they are.
+        rounds.append(parts[True])
         self._rounds = [
             BytesAhoCorasick(
                 few, implementation=Implementation.DFA, matchkind=MatchKind.LeftmostFirst
             )
-            for few in (*rounds, parts[True])
-            if few
+            for few in rounds
+            if few and len(first) <= MAX_SIEVED_PATTERNS
         ]
-        self.is_worth_it = len(rounds) <= MAX_FEW
 
     def lets_through(self, text: bytes) -> bool:
-        return any(few.find_matches_as_indexes(text) for few in self._rounds)
+        found = (few.find_matches_as_indexes(text) for few in self._rounds)
+        return not self._rounds or any(found)
 
 
 class SecretIndex:
@@ -184,10 +188,10 @@ class SecretIndex:
             return False
         if self._sieve is None:
             self._sieve = _Sieve(self._heads)
-        if self._sieve.is_worth_it and not self._sieve.lets_through(text):
-            return True
-        self._unsieved_bytes = UNSIEVED_BYTES
-        return False
+        if self._sieve.lets_through(text):
+            self._unsieved_bytes = UNSIEVED_BYTES
+            return False
+        return True
 
     def open_from(self, text: bytes, at: int) -> int:
         """Where, not before `at`, the text's end may be the beginning of a form's head."""

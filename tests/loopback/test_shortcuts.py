@@ -310,6 +310,25 @@ async def test_nothing_waits_for_an_acknowledgement(
     assert stalled - quick > STALL_SECONDS / 2
 
 
+async def test_what_comes_behind_the_end_of_a_connection_is_not_looked_at(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def look(self: asyncssh.SSHClientConnection, data: bytes, datatype: None = None) -> None:
+        looked_at.append(len(data))
+        look_inside(self, data, datatype)
+
+    look_inside = asyncssh.SSHClientConnection.data_received
+    async with connected(sshd.server, key_of(sshd.server)) as made:
+        monkeypatch.setattr(asyncssh.SSHClientConnection, "data_received", look)
+        made._connection.data_received(bytes(4 * MIB))
+        with pytest.raises(ConnectionLostError):
+            await output(made, "true")
+
+    assert looked_at.count(shortcuts.PART_BYTES) == 1
+
+
 async def test_what_nobody_takes_is_not_sent(ways: str, sshd: Sshd) -> None:
     async with connected(sshd.server, key_of(sshd.server)) as made:
         channel = await made.exec(f"head -c {64 * MIB} /dev/zero")

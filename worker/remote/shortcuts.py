@@ -97,6 +97,8 @@ class ShortConnection(asyncssh.SSHClientConnection):
         """
         for at in range(0, len(data), PART_BYTES):
             super().data_received(data[at : at + PART_BYTES], datatype)
+            if self._transport is None:
+                return  # it has ended over that, and what comes behind is not looked at
         if len(data) < SMALL_BYTES and QUICK_ACK is not None and self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
 
