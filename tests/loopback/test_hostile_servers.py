@@ -505,6 +505,7 @@ async def test_calls_by_the_thousand_run_nothing_and_hold_up_nobody(
 # Without end
 
 
+@pytest.mark.alone
 async def test_what_never_ends_is_bounded_in_time_memory_and_disk(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,8 +36,9 @@ LAYERS = (
     ("file_limit", "log_forms", "log_writer", "settings"),
     ("database", "values"),
     ("sealing", "masking"),
+    ("secret_index",),
     ("secret_forms",),
-    ("clock", "errors", "secret"),
+    ("clock", "errors", "secret", "standstill"),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
