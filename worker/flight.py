@@ -17,6 +17,8 @@ class Flight:
         self.job_id = job_id
         self.admitted_at = now_ms()
         self.cancelled = trio.Event()
+        # Whether an earlier worker had it, whose scripts may run still.
+        self.may_have_begun = False
         # The API has heard, or will hear from the outbox, how the job ended.
         self.is_settled = False
         # It has heard: what is left is to clean up.

@@ -185,7 +185,7 @@ class Jobs:
             ),
         )
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
-        is_left = flight.cancelled.is_set()
+        is_left = flight.cancelled.is_set() or flight.may_have_begun
         crew = Crew(plan, self._around, flight, self._ownership, trace=trace, is_left=is_left)
         logs.mask_with(crew.masker.mask_text)
         report = partial(self._report, plan, crew, flight, trace, began_at)

@@ -27,6 +27,7 @@ class Ownership:
         try:
             with trio.fail_after(ACKNOWLEDGE_SECONDS):
                 job = await self._client.read_job(flight.job_id)
+                flight.may_have_begun = job.last_error is not None
                 if job.status not in (*FINAL_STATUSES, "cancelled", "running"):
                     # Never sent late, since it revives a cancelled job.
                     await self._client.report_running(flight.job_id)

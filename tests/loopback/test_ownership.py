@@ -67,6 +67,32 @@ async def test_a_run_of_a_job_that_is_anothers_now_is_not_forgotten(
     assert len(runs(sshd)) == 1
 
 
+async def test_a_server_that_is_away_is_waited_for_where_the_script_may_run_already(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dispatch.setup.CONNECT_ATTEMPTS", 1)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_queue(tmp_path) as queue:
+        with trio.fail_after(60):
+            async with worker_on(queue, tmp_path / "first") as first:
+                names = first.add(sshd.server)
+                job_id = first.submit(waiting_script(mark, go), names)
+                await until_exists(mark)
+            sshd.stop()
+            go.touch()
+            async with worker_on(queue, tmp_path / "second") as second:
+                await second.until(job_id, "running")
+                await trio.sleep(2)
+                sshd.start()
+                report = await second.finished(job_id)
+                await until_idle(second)
+
+    assert outcomes(report) == {sshd.server.name: ("success", 0)}
+    assert report.executions[0].output == "out\n"
+    assert mark.read_text() == "x\n"
+    assert runs(sshd) == []
+
+
 @pytest.mark.parametrize("status", [404, 308, 400])
 async def test_a_result_is_not_dropped_because_a_gateway_does_not_know_the_route_for_a_while(
     status: int, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

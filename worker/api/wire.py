@@ -128,11 +128,12 @@ FINAL_STATUSES = frozenset(("completed", "failed", "timeout"))
 
 
 class JobRowBody(Body, frozen=True, kw_only=True):
-    """`result` is null until the job was completed."""
+    """`result` is null until the job was completed, `last_error` until it was given back."""
 
     id: str
     status: str
     result: Any = None
+    last_error: Any = None
 
 
 class OrphanBody(Body, frozen=True, kw_only=True):
