@@ -226,7 +226,7 @@ class Relay:
             if queued.entry.job_id in self._dropped:
                 break
             verdict = await self._delivery.attempt(queued)
-            self.due_at = trio.current_time() + DELIVERY_SECONDS
+            self.due_at = trio.current_time() + DELIVERY_SECONDS  # for the next one
             told.append((queued, verdict))
             if isinstance(verdict, Later | Disowned):
                 break

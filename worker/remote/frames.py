@@ -137,8 +137,6 @@ class FrameParser:
             # The shell may say goodbye, as it may say anything before the first frame.
             self._buffer.clear()
             return None
-        if self._missing:
-            return self._take_output()
         if not self._said_hello and not self._skip_preamble():
             return None
         end = self._buffer.find(b"\n", 0, MAX_HEADER_BYTES + 1)
