@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import msgspec
 import trio
 
 from worker.api import wire
@@ -57,7 +58,8 @@ class Call:
 @dataclass(slots=True)
 class FakeQueue:
     """The app's rules as recorded: a row is made once, with servers that exist; a job has no
-    guard; polls are answered from `claims`, and held for 25 s when there is none."""
+    guard, but where it has one of `tokens`; polls are answered from `claims`, and held for 25 s
+    when there is none."""
 
     long_polls: bool = True
     servers: frozenset[str] = frozenset("123456789")
@@ -66,6 +68,7 @@ class FakeQueue:
     statuses: dict[str, str] = field(default_factory=lambda: defaultdict(lambda: "claimed"))
     results: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
     completions: list[tuple[str, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
@@ -122,8 +125,19 @@ class FakeQueue:
             id=job_id, status=self.statuses[job_id], result=self.results.get(job_id)
         )
 
-    async def report_running(self, job_id: str) -> None:
-        await self._call("status", job_id, None, lambda: self._end(job_id, "running", None))
+    async def report_running(
+        self, job_id: str, *, claim: str | None = None, rows: Sequence[wire.RowBody] = ()
+    ) -> wire.JobRowBody:
+        def start() -> None:
+            self._put_rows(job_id, rows, claim)
+            if claim is None or self.statuses[job_id] == "claimed":
+                self._end(job_id, "running", None)
+
+        await self._call("status", job_id, None, start)
+        return wire.JobRowBody(id=job_id, status=self.statuses[job_id])
+
+    async def put_rows(self, job_id: str, rows: Sequence[wire.RowBody], *, claim: str) -> None:
+        await self._call("rows", job_id, rows, lambda: self._put_rows(job_id, rows, claim))
 
     async def create_execution(self, execution_id: str, body: bytes) -> None:
         told = json.loads(body)
@@ -145,22 +159,37 @@ class FakeQueue:
 
         await self._call("update", execution_id, told, update)
 
-    async def complete(self, job_id: str, body: bytes) -> None:
+    async def complete(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
         told = json.loads(body)
 
         def complete() -> None:
+            self._put_rows(job_id, _rows_in(body), claim)
             self.completions.append((job_id, told["status"]))
             self._end(job_id, told["status"], told)
 
         await self._call("complete", job_id, told, complete)
 
-    async def fail(self, job_id: str, body: bytes) -> None:
+    async def fail(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
         told = json.loads(body)
-        await self._call("fail", job_id, told, lambda: self._end(job_id, "failed", told))
+
+        def fail() -> None:
+            self._put_rows(job_id, _rows_in(body), claim)
+            self._end(job_id, "failed", told)
+
+        await self._call("fail", job_id, told, fail)
 
     async def release(self, job_id: str, body: bytes) -> None:
         told = json.loads(body)
         await self._call("release", job_id, told, lambda: self._end(job_id, "queued", None))
+
+    def _put_rows(self, job_id: str, rows: Sequence[wire.RowBody], claim: str | None) -> None:
+        if claim is not None and claim != self.tokens.get(job_id):
+            raise refused(403)
+        for row in rows:
+            if row.create:
+                self.rows.setdefault(row.id, ["queued"])
+            if row.update:
+                self.rows[row.id].append(json.loads(bytes(row.update))["status"])
 
     def _end(self, job_id: str, status: str, result: object) -> None:
         self.statuses[job_id] = status
@@ -208,6 +237,14 @@ def relay_rig() -> Iterator[Rig]:
             yield Rig(queue, relay, outbox, runs, database)
         finally:
             database.close()
+
+
+class _Ended(msgspec.Struct):
+    executions: tuple[wire.RowBody, ...] = ()
+
+
+def _rows_in(body: bytes) -> tuple[wire.RowBody, ...]:
+    return msgspec.json.decode(body, type=_Ended).executions
 
 
 def in_order(wanted: Iterable[object], found: Iterable[object]) -> bool:

@@ -1,15 +1,16 @@
-"""One entry on its way to the API, and what becomes of it."""
+"""Entries on their way to the API, and what becomes of them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
+from msgspec import Raw
 
 from worker.amended import as_cancelled, shortened
 from worker.api import wire
 from worker.api.client import QueueClient
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
-from worker.report import cancelled_entry
+from worker.report import cancelled_entry, row_of
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, QueuedEntry
 
 # A row that the API answers with a fault of its own so often is given up: rows are best
@@ -52,10 +53,15 @@ Verdict = Delivered | Later | Parked | Void | Disowned
 
 
 def judge(
-    entry: Entry, error: QueueRefusedError | QueueUnavailableError | ProtocolError
+    entry: Entry,
+    error: QueueRefusedError | QueueUnavailableError | ProtocolError,
+    *,
+    is_guarded: bool = False,
 ) -> Verdict:
     """What becomes of an entry whose delivery failed."""
     match error:
+        case QueueRefusedError(status=403) if is_guarded:
+            return Disowned(str(error))
         case QueueRefusedError():
             return Parked(str(error))
         # The app answers a second create of a row with 500: it is there.
@@ -81,18 +87,52 @@ class Delivery:
         self._has_runs = has_runs
         self._now = now
 
-    async def attempt(self, queued: QueuedEntry) -> Verdict:
+    async def attempt(self, queued: QueuedEntry, claim: str | None) -> Verdict:
         try:
             if queued.entry.kind in FINAL_KINDS:
-                return await self._say_last(queued)
+                return await self._say_last(queued, claim)
             return await self._say_row(queued)
         except (QueueRefusedError, QueueUnavailableError, ProtocolError) as error:
-            return judge(queued.entry, error)
+            is_guarded = claim is not None and queued.entry.kind is not Kind.RELEASE
+            return judge(queued.entry, error, is_guarded=is_guarded)
 
-    async def say_live(self, execution_id: str, body: bytes) -> bool:
+    async def attempt_together(
+        self, go: Sequence[QueuedEntry], claim: str
+    ) -> list[tuple[QueuedEntry, Verdict]]:
+        """All of a job's entries by one call, which takes effect as a whole and only if the job is
+        under that claim; empty if they are to be told one by one, for that says which is at fault.
+        """
+        rows = [row_of(queued.entry) for queued in go if queued.entry.kind not in FINAL_KINDS]
+        last = go[-1].entry
+        try:
+            match last.kind:
+                case Kind.RELEASE:
+                    return []
+                case Kind.COMPLETE:
+                    body = wire.with_rows(last.body, rows)
+                    await self._client.complete(last.job_id, body, claim=claim)
+                case Kind.FAIL:
+                    body = wire.with_rows(last.body, rows)
+                    await self._client.fail(last.job_id, body, claim=claim)
+                case _:
+                    await self._client.put_rows(last.job_id, rows, claim=claim)
+        except QueueRefusedError as error:
+            return [(go[0], Disowned(str(error)))] if error.status == 403 else []
+        except (QueueUnavailableError, ProtocolError) as error:
+            # Any of them may have been heard of.
+            return [(queued, Later(str(error))) for queued in go]
+        return [(queued, Delivered()) for queued in go]
+
+    async def say_live(
+        self, job_id: str, execution_id: str, body: bytes, claim: str | None
+    ) -> bool:
         """Whether a row heard what it will hear again."""
         try:
-            await self._client.update_execution(execution_id, body)
+            if claim is None:
+                await self._client.update_execution(execution_id, body)
+            else:
+                row = wire.RowBody(id=execution_id, update=Raw(body))
+                await self._client.put_rows(job_id, [row], claim=claim)
         except (QueueRefusedError, QueueUnavailableError, ProtocolError):
             return False
         return True
@@ -137,7 +177,7 @@ class Delivery:
             await self._send(entry)
         return Delivered()
 
-    async def _say_last(self, queued: QueuedEntry) -> Verdict:
+    async def _say_last(self, queued: QueuedEntry, claim: str | None) -> Verdict:
         """Say how a job ended, after a look at whose it is: the app has no guard of its own.
 
         So a `complete` whose answer was lost is not sent twice, which would fire the event's
@@ -165,30 +205,30 @@ class Delivery:
                 return Void("the job is cancelled")
             else:
                 entry = cancelled_entry(entry.job_id, "it was given back", self._now())
-        await self._send_shortened(entry)
+        await self._send_shortened(entry, claim)
         return Delivered()
 
-    async def _send_shortened(self, entry: Entry) -> None:
+    async def _send_shortened(self, entry: Entry, claim: str | None) -> None:
         """A result that something on the way finds too large is sent with less output."""
         while True:
             await trio.lowlevel.checkpoint()
             try:
-                return await self._send(entry)
+                return await self._send(entry, claim)
             except QueueRefusedError as error:
                 shorter = shortened(entry) if error.status == 413 else None
                 if shorter is None:
                     raise
                 entry = shorter
 
-    async def _send(self, entry: Entry) -> None:
+    async def _send(self, entry: Entry, claim: str | None = None) -> None:
         match entry.kind:
             case Kind.CREATE:
                 await self._client.create_execution(entry.subject, entry.body)
             case Kind.RUNNING | Kind.UPDATE:
                 await self._client.update_execution(entry.subject, entry.body)
             case Kind.COMPLETE:
-                await self._client.complete(entry.subject, entry.body)
+                await self._client.complete(entry.subject, entry.body, claim=claim)
             case Kind.FAIL:
-                await self._client.fail(entry.subject, entry.body)
+                await self._client.fail(entry.subject, entry.body, claim=claim)
             case Kind.RELEASE:
                 await self._client.release(entry.subject, entry.body)

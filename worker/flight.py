@@ -13,12 +13,18 @@ log = structlog.get_logger()
 class Flight:
     """`admitted_at` is when it was claimed or taken up, in Unix milliseconds."""
 
-    def __init__(self, job_id: str, free_slot: Callable[[], None]) -> None:
+    def __init__(
+        self, job_id: str, free_slot: Callable[[], None], *, claim: str | None = None
+    ) -> None:
         self.job_id = job_id
+        # The claim's token, where the queue gives one; a later claim of the same job has another.
+        self.claim = claim
         self.admitted_at = now_ms()
         self.cancelled = trio.Event()
         # Whether an earlier worker had it, whose scripts may run still.
         self.may_have_begun = False
+        # The API knows its rows; else they are to be told of.
+        self.has_rows = False
         # The API has heard, or will hear from the outbox, how the job ended.
         self.is_settled = False
         # It has heard: what is left is to clean up.

@@ -165,7 +165,9 @@ class Intake:
         return True
 
     def _is_new(self, job: JobBody) -> bool:
-        return job.type == CONTAINER or self._jobs.admit(job.id, self._free_slot)
+        return job.type == CONTAINER or self._jobs.admit(
+            job.id, self._free_slot, claim=job.claim_token
+        )
 
     async def _refuse(self, job: JobBody | BadJob) -> None:
         if isinstance(job, BadJob) and job.id is not None:

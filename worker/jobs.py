@@ -21,7 +21,14 @@ from worker.flight import Flight
 from worker.live import tell_live_forever
 from worker.ownership import Ownership
 from worker.relay import LastWord
-from worker.report import cancelled_entry, complete_entry, create_entry, fail_entry, release_entry
+from worker.report import (
+    cancelled_entry,
+    complete_entry,
+    create_entry,
+    fail_entry,
+    release_entry,
+    row_of,
+)
 from worker.snapshot import JobNow
 from worker.state.history import Begun, JobEnd
 from worker.state.runs import JobState, KeptJob
@@ -39,6 +46,7 @@ class Jobs:
         self._around = around
         self._relay = around.relay
         self._relay.let_go = self._let_go
+        self._relay.claim_of = self._claim_of
         self._runs = around.runs
         self._telemetry = around.telemetry
         self._settings = around.settings
@@ -69,16 +77,24 @@ class Jobs:
             for job_id, (plan, crew, began_at) in self._crews.items()
         )
 
-    def admit(self, job_id: str, free_slot: Callable[[], None]) -> bool:
-        """Whether the job is new here; a claim of one that is in flight is a duplicate.
+    def admit(
+        self, job_id: str, free_slot: Callable[[], None], *, claim: str | None = None
+    ) -> bool:
+        """Whether the job is new here; a claim of one that is in flight is a duplicate, and the
+        flight goes on under it.
 
         `free_slot` is called once, when an admitted job's result is in the outbox.
         """
         flight = self._flights.get(job_id)
         if flight is not None and not flight.is_over:
+            flight.claim = claim
             return False
-        self._flights[job_id] = Flight(job_id, free_slot)
+        self._flights[job_id] = Flight(job_id, free_slot, claim=claim)
         return True
+
+    def _claim_of(self, job_id: str) -> str | None:
+        flight = self._flights.get(job_id)
+        return None if flight is None else flight.claim
 
     def cancel(self, job_id: str) -> None:
         flight = self._flights.get(job_id)
@@ -172,13 +188,14 @@ class Jobs:
             return
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
-        if not await self._ownership.may_start(flight):
+        created = [create_entry(plan, execution) for execution in plan.executions]
+        if not await self._ownership.may_start(flight, [row_of(entry) for entry in created]):
             return
         began_at = now_ms()
         trace.started(began_at)
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         await self._relay.put(
-            *(create_entry(plan, execution) for execution in plan.executions),
+            *(() if flight.has_rows else created),
             # Before anything is sent to a server.
             also=partial(
                 self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
@@ -199,6 +216,7 @@ class Jobs:
             log.warning("kept_plan_unreadable", error=str(error))
             await self._give_back(kept)
             return
+        flight.claim = job.claim_token
         plan = self._plan(job)
         trace = JobTrace()
         if last_word is not None:

@@ -1,12 +1,14 @@
-"""Whose job is it? Read from the job itself, as the app has no guard of its own."""
+"""Whose job is it? Under a claim's token every call says so; the app, which has no guard of its
+own, is asked for the job before."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import structlog
 import trio
 
 from worker.api.client import QueueClient
-from worker.api.wire import FINAL_STATUSES
+from worker.api.wire import FINAL_STATUSES, JobRowBody, RowBody
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.flight import Flight
 
@@ -21,16 +23,22 @@ class Ownership:
         self._client = client
         self._poll_seconds = poll_seconds
 
-    async def may_start(self, flight: Flight) -> bool:
+    async def may_start(self, flight: Flight, rows: Sequence[RowBody] = ()) -> bool:
         """Whether the job is still ours, to be started or to be gone on with; the API knows then
-        that it runs. An API that has stopped answering does not hold it up."""
+        that it runs. An API that has stopped answering does not hold it up.
+
+        `rows` are told along with that where it can be: the flight has them then.
+        """
         try:
             with trio.fail_after(ACKNOWLEDGE_SECONDS):
-                job = await self._client.read_job(flight.job_id)
-                flight.may_have_begun = job.last_error is not None
-                if job.status not in (*FINAL_STATUSES, "cancelled", "running"):
-                    # Never sent late, since it revives a cancelled job.
-                    await self._client.report_running(flight.job_id)
+                if flight.claim is None:
+                    job = await self._start_unguarded(flight)
+                else:
+                    job = await self._client.report_running(
+                        flight.job_id, claim=flight.claim, rows=rows
+                    )
+                    flight.has_rows = True
+                    flight.may_have_begun = job.last_error is not None
         except QueueRefusedError as error:
             # Anything but 403 says nothing of whose the job is: it was claimed, so it is run.
             log.warning(
@@ -46,6 +54,14 @@ class Ownership:
             log.warning("job_disowned", reason=f"the job is {job.status}")
             return False
         return True
+
+    async def _start_unguarded(self, flight: Flight) -> JobRowBody:
+        job = await self._client.read_job(flight.job_id)
+        flight.may_have_begun = job.last_error is not None
+        if job.status not in (*FINAL_STATUSES, "cancelled", "running"):
+            # Never sent late, since it revives a cancelled job.
+            await self._client.report_running(flight.job_id)
+        return job
 
     async def watch_forever(self, flight: Flight) -> NoReturn:
         """Learn of a cancel, and of a job that is no longer ours, which is disowned then."""

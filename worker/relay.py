@@ -28,6 +28,8 @@ LOOK_SECONDS = 60.0
 DELIVERY_SECONDS = 600.0
 # A command may have put something back that was given up.
 IDLE_SECONDS = 15.0
+# How long a row waits for company, where many can go at once.
+GATHER_MS = 100
 
 
 def pause_seconds(attempts: int) -> float:
@@ -71,6 +73,10 @@ class Relay:
         self._last_words: dict[str, LastWord] = {}
         # Told of a job that turns out to be another's, before what is kept of it goes.
         self.let_go: Callable[[str], object] = lambda _job_id: None
+        # The token of the claim under which a job is ours, where the queue gives one.
+        self.claim_of: Callable[[str], str | None] = lambda _job_id: None
+        # Up to when, in Unix milliseconds, the outbox is not looked at without news.
+        self._rests_until = math.inf
         # By when the deliveries mean to have come round, by the loop's clock.
         self.due_at = math.inf
 
@@ -86,15 +92,34 @@ class Relay:
     ) -> None:
         """As `put`, of what `make` returns off the loop: much output takes a while to be read."""
 
-        def keep() -> None:
+        await self._put(make, also, self._now())
+
+    async def put_row(
+        self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object] | None = None
+    ) -> None:
+        """As `put_made`, for what is said of an execution: where more can go by the same call, it
+        waits a moment for others of its job."""
+        waits = self.claim_of(job_id) is not None
+        due_at = self._now() + (GATHER_MS if waits else 0)
+        await self._put(lambda: (make(),), also, due_at)
+
+    async def _put(
+        self,
+        make: Callable[[], Sequence[Entry]],
+        also: Callable[[], object] | None,
+        rows_due_at: int,
+    ) -> None:
+        def keep() -> bool:
             entries = make()
             with self._database.transaction():
-                self._outbox.put(entries, now=self._now())
+                self._outbox.put(entries, now=self._now(), rows_due_at=rows_due_at)
                 if also is not None:
                     also()
+            return any(entry.kind in FINAL_KINDS for entry in entries)
 
-        await self._database.run(keep)
-        self._news.set()
+        is_due = await self._database.run(keep)
+        if is_due or rows_due_at < self._rests_until:
+            self._news.set()
 
     async def put_last(
         self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object]
@@ -167,23 +192,28 @@ class Relay:
         async with trio.open_nursery() as nursery:
             while True:
                 self.due_at = trio.current_time() + LOOK_SECONDS
-                self._news = trio.Event()
+                self._news, self._rests_until = trio.Event(), math.inf
                 room = CONCURRENT_DELIVERIES - len(self._in_flight)
                 next_due_at = None
                 if room:
-                    heads, next_due_at = await self._database.run(partial(self._look, self._now()))
-                    is_free = [q for q in heads if q.entry.job_id not in self._in_flight]
-                    for queued in is_free[:room]:
-                        self._in_flight.add(queued.entry.job_id)
-                        nursery.start_soon(self._deliver, queued)
+                    look = partial(self._look, frozenset(self._in_flight), room, self._now())
+                    goes, next_due_at = await self._database.run(look)
+                    for job_id, go in goes.items():
+                        if job_id not in self._in_flight:
+                            self._in_flight.add(job_id)
+                            nursery.start_soon(self._deliver, job_id, go)
                 await self._wait_for_work(next_due_at)
 
-    def _look(self, now: int) -> tuple[list[QueuedEntry], int | None]:
-        """What is due, and when something is that is not yet."""
+    def _look(
+        self, in_flight: frozenset[str], room: int, now: int
+    ) -> tuple[dict[str, list[QueuedEntry]], int | None]:
+        """What is due of so many jobs that are not in flight, and when something is that is not
+        yet."""
         with self._database.transaction():
-            # Heads of jobs in flight are among them, so ask for as many more.
-            heads = self._outbox.heads(limit=CONCURRENT_DELIVERIES * 2, now=now)
-            return heads, self._outbox.next_due_at(after=now)
+            due = self._outbox.due_jobs(limit=room + len(in_flight), now=now)
+            jobs = [job_id for job_id in due if job_id not in in_flight][:room]
+            goes = {job_id: self._outbox.next_of(job_id, now=now) for job_id in jobs}
+            return goes, self._outbox.next_due_at(after=now)
 
     async def _wait_for_work(self, due_at: int | None) -> None:
         """Until something is due that was not when the outbox was looked at, or there is news.
@@ -192,7 +222,9 @@ class Relay:
         """
         seconds = math.inf if due_at is None else (due_at - self._now()) / 1000
         self.due_at = trio.current_time() + DELIVERY_SECONDS if self._in_flight else math.inf
-        with trio.move_on_after(min(max(0, seconds), IDLE_SECONDS)):
+        seconds = min(max(0, seconds), IDLE_SECONDS)
+        self._rests_until = self._now() + seconds * 1000
+        with trio.move_on_after(seconds):
             await self._news.wait()
 
     async def say_live(self, job_id: str, execution_id: str, body: bytes) -> bool:
@@ -201,17 +233,17 @@ class Relay:
         Not while something of the job that is kept is to be heard first, which then does not come
         before this either.
         """
-        if job_id in await self.pending_jobs() or job_id in self._in_flight:
+        has_due = partial(self._outbox.has_due, job_id, now=self._now())
+        if await self._database.run(has_due) or job_id in self._in_flight:
             return False
         self._in_flight.add(job_id)
         with self._lane(job_id):
-            return await self._delivery.say_live(execution_id, body)
+            claim = self.claim_of(job_id)
+            return await self._delivery.say_live(job_id, execution_id, body, claim)
 
-    async def _deliver(self, head: QueuedEntry) -> None:
+    async def _deliver(self, job_id: str, go: list[QueuedEntry]) -> None:
         """Tell of a job for as long as there is something."""
-        job_id = head.entry.job_id
         with self._lane(job_id):
-            go = [head]
             while go and job_id not in self._dropped:
                 told = await self._tell(go)
                 go = await self._record(job_id, told)
@@ -220,12 +252,18 @@ class Relay:
                         self._settle(queued.entry, verdict)
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
-        """One after another, until one must wait or the job is found to be another's."""
-        told: list[tuple[QueuedEntry, Verdict]] = []
+        """All at once where that can be, else one after another, until one must wait or the job is
+        found to be another's."""
+        claim = self.claim_of(go[0].entry.job_id)
+        if claim is not None and not go[0].attempts:
+            told = await self._delivery.attempt_together(go, claim)
+            if told:
+                return told
+        told = []
         for queued in go:
             if queued.entry.job_id in self._dropped:
                 break
-            verdict = await self._delivery.attempt(queued)
+            verdict = await self._delivery.attempt(queued, claim)
             self.due_at = trio.current_time() + DELIVERY_SECONDS  # for the next one
             told.append((queued, verdict))
             if isinstance(verdict, Later | Disowned):

@@ -64,6 +64,14 @@ def create_entry(plan: Plan, execution: PlannedExecution) -> Entry:
     return Entry(plan.job_id, Kind.CREATE, execution.id, wire.encode(body))
 
 
+def row_of(entry: Entry) -> wire.RowBody:
+    """What an entry says of an execution, to go along with what is said of its job."""
+    body = Raw(entry.body)
+    if entry.kind is Kind.CREATE:
+        return wire.RowBody(id=entry.subject, create=body)
+    return wire.RowBody(id=entry.subject, update=body)
+
+
 def running_entry(plan: Plan, execution: PlannedExecution, *, now: int) -> Entry:
     body = wire.UpdateExecutionBody(
         status="running", started_at=rfc3339(now), execution_started_at=rfc3339(now)

@@ -112,8 +112,9 @@ class ReportedExecution:
             error=result.error,
         )
         self._trace.ended(result, self._received_bytes)
-        await self._relay.put_made(
-            lambda: (update_entry(self._plan, result, self._printed.captures),),
+        await self._relay.put_row(
+            self._plan.job_id,
+            lambda: update_entry(self._plan, result, self._printed.captures),
             also=partial(self._keep, result),
         )
         return result
@@ -142,4 +143,6 @@ class ReportedExecution:
         self._printed.begin()
         while not await slept(RUNNING_AFTER_SECONDS):
             pass  # a look at whose the job is comes first
-        await self._relay.put(running_entry(self._plan, self._execution, now=started_at))
+        await self._relay.put_row(
+            self._plan.job_id, partial(running_entry, self._plan, self._execution, now=started_at)
+        )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import trio
 
 from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, worker_on
 from worker.api.client import QueueClient
+from worker.api.wire import RowBody
 from worker.demo.sshd import LocalServer, Sshd
 from worker.queue_server.model import ScriptType
 
@@ -348,17 +349,27 @@ async def test_live_output_never_comes_after_the_final_row_nor_holds_up_the_job(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, str]] = []
-    update = QueueClient.update_execution
+    put_rows, complete = QueueClient.put_rows, QueueClient.complete
 
-    async def slow_live(self: QueueClient, execution_id: str, body: bytes) -> None:
-        status = json.loads(body)["status"]
-        told.append(("begun", status))
-        if status == "running" and "output" in json.loads(body):
+    async def slow_live(
+        self: QueueClient, job_id: str, rows: Sequence[RowBody], *, claim: str
+    ) -> None:
+        (row,) = rows
+        said = json.loads(bytes(row.update or b"{}"))
+        told.append(("begun", said["status"]))
+        if "output" in said:
             await trio.sleep(1.5)  # the script ends meanwhile
-        await update(self, execution_id, body)
-        told.append(("heard", status))
+        await put_rows(self, job_id, rows, claim=claim)
+        told.append(("heard", said["status"]))
 
-    monkeypatch.setattr(QueueClient, "update_execution", slow_live)
+    async def final(self: QueueClient, job_id: str, body: bytes, *, claim: str | None) -> None:
+        (row,) = json.loads(body)["executions"]
+        told.append(("begun", row["update"]["status"]))
+        await complete(self, job_id, body, claim=claim)
+        told.append(("heard", row["update"]["status"]))
+
+    monkeypatch.setattr(QueueClient, "put_rows", slow_live)
+    monkeypatch.setattr(QueueClient, "complete", final)
     async with running_worker(tmp_path, {"CRONIUM_LIVE_OUTPUT": "2s"}) as rig:
         names = rig.add(sshd.server)
         with trio.fail_after(60):

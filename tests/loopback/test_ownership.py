@@ -229,6 +229,40 @@ async def test_a_job_that_is_anothers_now_is_left_alone_while_it_runs(
         assert rig.rows("SELECT * FROM outbox") == []
 
 
+@pytest.mark.parametrize("claimed_by", ["another worker", "this worker"])
+async def test_a_job_that_is_claimed_anew_just_before_its_end_is_told_is_not_ended(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed_by: str
+) -> None:
+    complete = QueueClient.complete
+    worker = "other" if claimed_by == "another worker" else None
+
+    async def too_late(self: QueueClient, job_id: str, body: bytes, *, claim: str | None) -> None:
+        with rig.queue.store.database.transaction() as tx:
+            tx.execute(
+                """
+                UPDATE jobs SET claim_token = 'later',
+                    orchestrator_id = coalesce(?, orchestrator_id)
+                WHERE id = ?
+                """,
+                (worker, job_id),
+            )
+        await complete(self, job_id, body, claim=claim)
+
+    monkeypatch.setattr(QueueClient, "complete", too_late)
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            job_id = rig.submit("echo out", names)
+            await rig.until(job_id, "running")
+            await until_idle(rig)
+
+        report = rig.queue.store.report(job_id)
+        assert (report.job.status, report.job.result) == ("running", None)
+        assert [row.status for row in report.executions] == ["queued"]
+        assert rig.rows("SELECT * FROM outbox") == []
+        assert len(runs(sshd)) == 1
+
+
 async def test_a_cancel_is_learned_of_from_the_job_where_heartbeats_do_not_tell(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

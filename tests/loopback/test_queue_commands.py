@@ -19,7 +19,7 @@ from worker.cli.queue import queue
 from worker.clock import now_ms
 from worker.queue_server.bodies import CreateExecution, UpdateExecution
 from worker.queue_server.keys import open_keyring
-from worker.queue_server.model import JobEnd, JobStatus
+from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.store import Store
 from worker.secret import Secret
 
@@ -343,7 +343,7 @@ def _work(commands: Commands) -> None:
             stdout="[web-1] hello\n",
             stderr="[web-2] oh\n",
         )
-        store.end(job_id, WORKER, end, now_ms())
+        store.end(job_id, Claimant(WORKER), end, now_ms())
 
 
 def test_a_server_may_be_given_its_host_key(commands: Commands) -> None:

@@ -22,7 +22,7 @@ from worker.api.runtime import ExecutionRuntime, open_runtimes
 from worker.api.tokens import Identity, sign
 from worker.clock import now_ms
 from worker.errors import HelperCallError
-from worker.queue_server.model import JobEnd, JobStatus
+from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.runtime import MAX_BODY_BYTES
 from worker.secret import Secret
 from worker.settings import RuntimeSettings, SecretSource
@@ -469,7 +469,7 @@ async def test_a_token_ends_with_its_execution_and_its_job(tmp_path: Path) -> No
         async with serving(tmp_path) as queue:
             done, cancelled, ended = [await claimed(queue) for _ in range(3)]
             end = JobEnd(JobStatus.COMPLETED, "completed", {"exitCode": 0})
-            queue.store.end(done.identity.job_id, "worker-1", end, now_ms())
+            queue.store.end(done.identity.job_id, Claimant("worker-1"), end, now_ms())
             queue.store.cancel(cancelled.identity.job_id, now_ms())
             await ended.create()
             told = []

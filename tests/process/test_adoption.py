@@ -361,8 +361,10 @@ def test_a_job_cancelled_while_its_hand_over_was_on_its_way_is_ended_by_the_next
     wait_for(lambda: not sshd.processes(), "the end of the run's processes")
 
 
+# By the app, whose claims have no tokens, a worker has the job read to it first.
+@pytest.mark.parametrize("learns_by", ["status", "acknowledge"])
 def test_the_runs_of_a_lost_worker_are_ended_when_their_job_is_claimed_and_found_cancelled(
-    site: Site, sshd: Sshd, tmp_path: Path
+    site: Site, sshd: Sshd, tmp_path: Path, learns_by: str
 ) -> None:
     mark = tmp_path / "started"
     site.start_queue(lease="1s")
@@ -374,12 +376,13 @@ def test_the_runs_of_a_lost_worker_are_ended_when_their_job_is_claimed_and_found
 
     with open_background() as background:
         api = ApiProxy(background, site.port)
-        acknowledge = api.hold("acknowledge")
+        api.hides_tokens = learns_by == "acknowledge"
+        learning = api.hold(learns_by)
         # Nothing is to be kept there for a next job.
         site.start_worker(API_ENDPOINT=f"http://127.0.0.1:{api.port}", SSH_IDLE_TIMEOUT="0s")
-        acknowledge.wait_reached()
+        learning.wait_reached()
         site.store.cancel(job_id, now_ms())
-        acknowledge.release()
+        learning.release()
         report = site.finished(job_id)
         wait_for(lambda: not sshd.processes(), "the end of the run's processes")
 

@@ -17,12 +17,14 @@ from tests.process.worker_process import wait_for
 pytestmark = pytest.mark.usefixtures("openssh")
 
 # `x` is a cell. What is left out has nothing to break: `s` no session yet, `a` nothing that the
-# API must hear any more, `n` as in the next line.
+# API must hear any more, `n` as in the next line or, for the app, in the line of that name. The app
+# has no tokens for its claims, and so is asked for a job before it is told of it.
 TABLE = """
 where                    killed  reset  black hole  session killed  500  hangs  refused
 before the claim's answer   x      s        s             s          x     x       x
 claimed                     x      s        s             s          x     x       x
-acknowledged                x      s        s             s          x     x       x
+claimed from the app        x      s        s             s          x     x       x
+acknowledged by the app     x      s        s             s          x     x       x
 connecting                  x      x        x             x          x     x       x
 deploying                   x      x        x             x          x     x       x
 payload half sent           x      x        x             x          x     x       x
@@ -32,6 +34,8 @@ mid output                  x      x        x             x          x     x    
 exit seen                   x      n        n             n          n     n       n
 outbox written              x      x        x             x          x     x       x
 complete sent               x      x        x             x          x     x       x
+outbox written for the app  x      n        n             n          x     x       x
+complete sent to the app    x      n        n             n          x     x       x
 forgetting                  x      x        x             x          a     a       a
 """
 
@@ -61,17 +65,23 @@ def before_the_claims_answer(scene: Scene) -> Point:
 
 
 def claimed(scene: Scene) -> Point:
+    hold = scene.api.hold("status")
+    scene.submit()
+    hold.wait_reached()
+    return Point(hold.release)
+
+
+def claimed_from_the_app(scene: Scene) -> Point:
+    scene.api.hides_tokens = True
     hold = scene.api.hold("acknowledge")
     scene.submit()
     hold.wait_reached()
     return Point(hold.release)
 
 
-def acknowledged(scene: Scene) -> Point:
-    hold = scene.api.hold("status")
-    scene.submit()
-    hold.wait_reached()
-    return Point(hold.release)
+def acknowledged_by_the_app(scene: Scene) -> Point:
+    scene.api.hides_tokens = True
+    return claimed(scene)
 
 
 def connecting(scene: Scene) -> Point:
@@ -155,6 +165,16 @@ def complete_sent(scene: Scene) -> Point:
     return Point(hold.release, felt="outbox_postponed")
 
 
+def outbox_written_for_the_app(scene: Scene) -> Point:
+    scene.api.hides_tokens = True
+    return outbox_written(scene)
+
+
+def complete_sent_to_the_app(scene: Scene) -> Point:
+    scene.api.hides_tokens = True
+    return complete_sent(scene)
+
+
 def forgetting(scene: Scene) -> Point:
     scene.gate.hold("forget")
     scene.submit()
@@ -212,7 +232,8 @@ def outage(how: Failure) -> Callable[[Scene, Point], None]:
 WHERE = {
     "before the claim's answer": before_the_claims_answer,
     "claimed": claimed,
-    "acknowledged": acknowledged,
+    "claimed from the app": claimed_from_the_app,
+    "acknowledged by the app": acknowledged_by_the_app,
     "connecting": connecting,
     "deploying": deploying,
     "payload half sent": payload_half_sent,
@@ -222,6 +243,8 @@ WHERE = {
     "exit seen": exit_seen,
     "outbox written": outbox_written,
     "complete sent": complete_sent,
+    "outbox written for the app": outbox_written_for_the_app,
+    "complete sent to the app": complete_sent_to_the_app,
     "forgetting": forgetting,
 }
 WHAT = {

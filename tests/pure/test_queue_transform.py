@@ -113,6 +113,7 @@ def _transformed(recorded: dict[str, Any], *, target_in_payload: bool = True) ->
         payload=payload,
         scheduled_for=_epoch_ms(recorded["scheduledFor"]),
         orchestrator_id="worker-1",
+        claim_token=None,
         attempts=recorded["attempts"],
         started_at=None,
         completed_at=None,

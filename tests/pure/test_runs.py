@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.due import first_due
 from worker.database import Database
 from worker.errors import SealedValueError, WorkerError
 from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
@@ -339,7 +340,7 @@ def test_a_job_whose_end_is_still_to_be_told_stays_until_it_is_told_or_given_up(
     outbox = Outbox(state.database)
     outbox.put([Entry("a", Kind.COMPLETE, "a", b"{}")], now=0)
     if is_parked:
-        outbox.park(outbox.heads(limit=1, now=0)[0].id, "refused")
+        outbox.park(first_due(outbox, limit=1, now=0)[0].id, "refused")
 
     runs.sweep(now=10 * KEPT_MS)
 
@@ -391,7 +392,7 @@ def test_a_state_of_version_1_is_taken_on_with_all_that_it_has(tmp_path: Path) -
     assert HostKeys(new.database).all() == (Pin("web", 22, "ssh-ed25519 AAAA", 1, "a"),)
     assert RunnerCache(new.database).use(server, "f00") == runner
     outbox = Outbox(new.database)
-    assert [queued.entry for queued in outbox.heads(limit=9, now=1)] == [entry]
+    assert [queued.entry for queued in first_due(outbox, limit=9, now=1)] == [entry]
     assert outbox.parked() == [("b", "e", "refused")]
     assert new.start() == []
     in_flight(new.store(), "c")

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from tests.due import first_due
 from worker.database import Database
 from worker.errors import StateError, StateLockedError
 from worker.state.directory import DATABASE, LOCK, MIGRATIONS, open_state
@@ -37,13 +38,13 @@ def entry(job_id: str, kind: Kind, subject: str = "", body: bytes = b"{}") -> En
 
 
 def heads(outbox: Outbox, *, now: int = 10, limit: int = 10) -> list[tuple[str, Kind]]:
-    return [(q.entry.job_id, q.entry.kind) for q in outbox.heads(limit=limit, now=now)]
+    return [(q.entry.job_id, q.entry.kind) for q in first_due(outbox, limit=limit, now=now)]
 
 
 def deliver_all(outbox: Outbox, *, now: int = 10) -> list[tuple[str, str]]:
     """Kind and subject of each entry, as a relay that always succeeds would send them."""
     said = []
-    while found := outbox.heads(limit=1, now=now):
+    while found := first_due(outbox, limit=1, now=now):
         said.append((str(found[0].entry.kind), found[0].entry.subject))
         outbox.delivered(found[0].id)
     return said
@@ -236,7 +237,7 @@ def test_an_entry_keeps_its_bytes(outbox: Outbox) -> None:
     body = bytes(range(256))
     outbox.put([entry("a", Kind.UPDATE, "e", body)], now=0)
 
-    (queued,) = outbox.heads(limit=1, now=0)
+    (queued,) = first_due(outbox, limit=1, now=0)
 
     assert queued.entry == Entry("a", Kind.UPDATE, "e", body)
     assert queued.attempts == 0
@@ -244,13 +245,13 @@ def test_an_entry_keeps_its_bytes(outbox: Outbox) -> None:
 
 def test_a_postponed_entry_holds_back_what_follows_it_until_it_is_due(outbox: Outbox) -> None:
     outbox.put([entry("a", Kind.CREATE), entry("a", Kind.COMPLETE)], now=0)
-    (queued,) = outbox.heads(limit=1, now=0)
+    (queued,) = first_due(outbox, limit=1, now=0)
 
     outbox.postpone(queued.id, due_at=100)
 
     assert heads(outbox, now=99) == []
     assert heads(outbox, now=100) == [("a", Kind.CREATE)]
-    assert outbox.heads(limit=1, now=100)[0].attempts == 1
+    assert first_due(outbox, limit=1, now=100)[0].attempts == 1
 
 
 def test_the_longest_overdue_goes_first(outbox: Outbox) -> None:
@@ -314,7 +315,7 @@ def test_what_goes_together_is_bounded_in_number_and_size(outbox: Outbox) -> Non
 
 def test_a_parked_entry_holds_nothing_back(outbox: Outbox) -> None:
     outbox.put([entry("a", Kind.CREATE), entry("a", Kind.COMPLETE)], now=0)
-    (queued,) = outbox.heads(limit=1, now=0)
+    (queued,) = first_due(outbox, limit=1, now=0)
 
     outbox.park(queued.id, "refused")
 

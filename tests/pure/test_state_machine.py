@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from tests.captures import new_path
+from tests.due import first_due
 from worker.api.client import QueueClient
 from worker.database import Database
 from worker.delivery import Delivered, Disowned, Later, Parked, Verdict, Void
@@ -101,11 +102,15 @@ class Ledger:
     def copy(self) -> "Ledger":
         return Ledger([replace(line) for line in self.lines])
 
-    def put(self, *entries: Entry, now: int) -> None:
+    def put(self, *entries: Entry, now: int, rows_due_at: int | None = None) -> None:
         for entry in entries:
             if entry.kind is Kind.UPDATE:
                 self._strike(partial(gives_way, entry))
-            self.lines.append(Line(entry, created_at=now, due_at=now))
+            if entry.kind in FINAL_KINDS:
+                for line in self.waiting(entry.job_id):
+                    line.due_at = line.due_at if line.attempts else now
+            due_at = now if entry.kind in FINAL_KINDS else rows_due_at or now
+            self.lines.append(Line(entry, created_at=now, due_at=due_at))
 
     def delivered(self, entry: Entry) -> None:
         self._strike(lambda line: line.entry == entry)
@@ -206,7 +211,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.database.close()
 
     def heads(self) -> list[QueuedEntry]:
-        return self.outbox.heads(limit=len(JOBS), now=self.now)
+        return first_due(self.outbox, limit=len(JOBS), now=self.now)
 
     def ready(self) -> list[str]:
         """The jobs of which an entry is due that is not under way."""
@@ -224,8 +229,11 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(
         job_id=jobs,
         what=st.lists(st.tuples(kinds, st.integers(1, 2)), min_size=1, max_size=4),
+        rows_wait=st.sampled_from((0, 100)),
     )
-    def entries_are_put(self, job_id: str, what: list[tuple[Kind, int]]) -> None:
+    def entries_are_put(
+        self, job_id: str, what: list[tuple[Kind, int]], rows_wait: int = 0
+    ) -> None:
         entries = [
             Entry(
                 job_id,
@@ -236,8 +244,9 @@ class OutboxMachine(RuleBasedStateMachine):
             for place, (kind, number) in enumerate(what)
         ]
         self.put += entries
-        self.outbox.put(entries, now=self.now)
-        self.ledger.put(*entries, now=self.now)
+        rows_due_at = self.now + rows_wait
+        self.outbox.put(entries, now=self.now, rows_due_at=rows_due_at)
+        self.ledger.put(*entries, now=self.now, rows_due_at=rows_due_at)
 
     @precondition(lambda self: self.ready())
     @rule(number=numbers)
@@ -302,7 +311,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def all_that_waits_arrives(self) -> None:
         waiting = self.ledger.waiting()
         arrived = []
-        while queued := self.outbox.heads(limit=1, now=FAR):
+        while queued := first_due(self.outbox, limit=1, now=FAR):
             arrived.append(queued[0].entry)
             self.outbox.delivered(queued[0].id)
             self.ledger.delivered(queued[0].entry)
@@ -316,16 +325,18 @@ class OutboxMachine(RuleBasedStateMachine):
         heads = self.heads()
         found = [(queued.entry, queued.attempts) for queued in heads]
         assert found == [(line.entry, line.attempts) for line in self.ledger.due(self.now)]
-        assert self.outbox.heads(limit=1, now=self.now) == heads[:1]
+        assert first_due(self.outbox, limit=1, now=self.now) == heads[:1]
 
     @invariant()
-    def what_goes_together_begins_with_the_head_and_was_never_tried(self) -> None:
+    def what_goes_together_begins_with_a_head_that_is_due_and_was_never_tried(self) -> None:
+        due = [line.entry.job_id for line in self.ledger.due(self.now)]
         for job_id in JOBS:
-            waiting = self.ledger.waiting(job_id)
-            lines = list(itertools.takewhile(lambda line: line.is_due(self.now), waiting))
+            lines = self.ledger.waiting(job_id) if job_id in due else []
             fresh = list(itertools.takewhile(lambda line: not line.attempts, lines))
+            ends = [n for n, line in enumerate(fresh, 1) if line.entry.kind in FINAL_KINDS]
+            together = fresh[: min([GO_ENTRIES, *ends])]
             found = [queued.entry for queued in self.outbox.next_of(job_id, now=self.now)]
-            assert found == [line.entry for line in (fresh[:GO_ENTRIES] or lines[:1])]
+            assert found == [line.entry for line in (together or lines[:1])]
 
     @invariant()
     def whoever_waits_for_the_next_is_woken_in_time(self) -> None:
@@ -919,7 +930,7 @@ class StateMachine(RuleBasedStateMachine):
 
     def tell(self, job_id: str, verdict: Verdict) -> bool:
         """As the relay does once it has its `verdict`; whether that was noted."""
-        heads = self.outbox.heads(limit=len(JOBS), now=FAR)
+        heads = first_due(self.outbox, limit=len(JOBS), now=FAR)
         (queued,) = [queued for queued in heads if queued.entry.job_id == job_id]
         entry = queued.entry
         if isinstance(verdict, Void | Disowned) and entry.kind not in FINAL_KINDS:
@@ -1092,11 +1103,11 @@ def test_a_verdict_on_an_entry_that_is_gone_reaches_no_other() -> None:
     database = Database(":memory:", MIGRATIONS)
     outbox = Outbox(database)
     outbox.put([Entry("a", Kind.RUNNING, "e", b"gone")], now=0)
-    (queued,) = outbox.heads(limit=1, now=0)
+    (queued,) = first_due(outbox, limit=1, now=0)
     outbox.drop_job("a")
     outbox.put([Entry("a", Kind.FAIL, "a", b"here")], now=0)
 
     outbox.delivered(queued.id)  # it was under way
 
-    assert [queued.entry.body for queued in outbox.heads(limit=9, now=0)] == [b"here"]
+    assert [queued.entry.body for queued in first_due(outbox, limit=9, now=0)] == [b"here"]
     database.close()

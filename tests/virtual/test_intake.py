@@ -36,7 +36,10 @@ class FakeJobs:
     def ids(self) -> tuple[str, ...]:
         return tuple(self._free_slots)
 
-    def admit(self, job_id: str, free_slot: Callable[[], None]) -> bool:
+    def admit(
+        self, job_id: str, free_slot: Callable[[], None], *, claim: str | None = None
+    ) -> bool:
+        assert claim is None
         if job_id in self._free_slots:
             return False
         self._free_slots[job_id] = free_slot

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.due import first_due
 from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
 from worker.api.runtime import Runtimes
 from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
@@ -91,7 +92,7 @@ def a_server(number: int, *, password: str | None = "pass") -> msgspec.Raw:  # n
     return msgspec.Raw(msgspec.json.encode(details))
 
 
-def a_job(*servers: msgspec.Raw, script: str = "BASH") -> JobBody:
+def a_job(*servers: msgspec.Raw, script: str = "BASH", claim: str | None = None) -> JobBody:
     return JobBody(
         id="job_1",
         type="ssh",
@@ -99,13 +100,14 @@ def a_job(*servers: msgspec.Raw, script: str = "BASH") -> JobBody:
             target=TargetBody(), script=ScriptBody(type=script, content="true")
         ),
         metadata=MetadataBody(servers=servers),
+        claim_token=claim,
     )
 
 
 async def ran(rig: Rig, jobs: Jobs, job: JobBody) -> Slots:
     """Run `job` and have the relay deliver all of it."""
     slots = Slots()
-    assert jobs.admit(job.id, slots.free)
+    assert jobs.admit(job.id, slots.free, claim=job.claim_token)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.relay.run)
         await jobs.run(job)
@@ -231,6 +233,59 @@ async def test_a_job_whose_start_is_refused_is_not_ours(
     assert rig.queue.said("create", "complete", "fail") == []
 
 
+async def test_a_job_under_a_claims_token_takes_two_calls(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.tokens["job_1"] = "cl41m"
+
+    await ran(rig, jobs, a_job(a_server(1, password=None), claim="cl41m"))
+
+    assert rig.queue.said() == [("status", "job_1"), ("complete", "job_1")]
+    assert rig.queue.rows == {"exec_job_1_1_0": ["queued", "FAILED"]}
+    assert rig.queue.completions == [("job_1", "failed")]
+
+
+@pytest.mark.parametrize("fault", [NO_ANSWER, Slow(3600)])
+async def test_rows_that_could_not_be_told_with_a_jobs_start_are_told_later(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, fault: Exception | Slow
+) -> None:
+    rig.queue.tokens["job_1"] = "cl41m"
+    rig.queue.fault("status", "job_1", fault)
+
+    await ran(rig, jobs, a_job(a_server(1), claim="cl41m"))
+
+    told = rig.queue.said("status", "rows", "complete")
+    assert told == [("status", "job_1"), ("rows", "job_1"), ("complete", "job_1")]
+    assert rig.queue.rows == {"exec_job_1_1_0": ["queued", "FAILED"]}
+
+
+@pytest.mark.parametrize("status", ["another's", "completed", "failed", "timeout"])
+async def test_a_job_under_another_claim_or_over_is_not_started(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole, status: str
+) -> None:
+    rig.queue.tokens["job_1"] = "a later one" if status == "another's" else "cl41m"
+    rig.queue.statuses["job_1"] = status
+
+    slots = await ran(rig, jobs, a_job(a_server(1), claim="cl41m"))
+
+    assert rig.queue.said() == [("status", "job_1")]
+    assert (slots.freed, network.open) == (1, 0)
+
+
+async def test_a_job_that_is_claimed_anew_goes_on_under_that_claim(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.tokens["job_1"] = "cl41m"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, a_job(a_server(1), claim="cl41m"))
+        await trio.sleep(10)
+        rig.queue.tokens["job_1"] = "a later one"
+        assert not jobs.admit("job_1", Slots().free, claim="a later one")
+
+    assert rig.queue.completions == [("job_1", "failed")]
+
+
 async def test_a_job_that_cannot_be_run_is_failed_with_the_field_named(
     autojump_clock: MockClock, rig: Rig, jobs: Jobs
 ) -> None:
@@ -250,7 +305,7 @@ async def test_a_fault_of_ours_fails_its_job_and_leaves_the_worker(
 
     await jobs.run(a_job(a_server(1)))
 
-    assert [queued.entry.kind for queued in rig.outbox.heads(limit=9, now=10**15)] == ["fail"]
+    assert [queued.entry.kind for queued in first_due(rig.outbox, limit=9, now=10**15)] == ["fail"]
     assert slots.freed == 1
 
 
@@ -283,7 +338,7 @@ async def test_a_job_whose_end_is_in_the_outbox_is_not_handed_over(
         await jobs.run(a_job(a_server(1, password=None)))
 
     said = []
-    while heads := rig.outbox.heads(limit=1, now=10**15):
+    while heads := first_due(rig.outbox, limit=1, now=10**15):
         said.append(heads[0].entry.kind)
         rig.outbox.delivered(heads[0].id)
     assert said == ["create", "update", "complete"]

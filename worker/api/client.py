@@ -1,9 +1,10 @@
 """The queue API over HTTP."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 
 import httpx
 import msgspec
@@ -20,6 +21,8 @@ CALL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 10.0
 # RFC 7240 preference: how long the queue may hold a poll that has nothing to give.
 WAIT_SECONDS = 25
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 QUEUE_API = Api("the queue API", QueueUnavailableError, QueueRefusedError)
 
@@ -39,7 +42,11 @@ class Claim:
 
 class QueueClient:
     """Every method raises QueueUnavailableError if asking again may help, QueueRefusedError if
-    not, ProtocolError if the answer makes no sense."""
+    not, ProtocolError if the answer makes no sense.
+
+    `claim` is the token of the claim under which the job is ours: with it, QueueRefusedError with
+    403 says that it is not any more, and nothing has changed.
+    """
 
     def __init__(self, http: Http, settings: ApiSettings, worker_id: str) -> None:
         self._http = http
@@ -77,9 +84,15 @@ class QueueClient:
         date: str | None = response.headers.get("Date")
         return date
 
-    async def report_running(self, job_id: str) -> None:
-        body = wire.StatusBody(status="running", timestamp=rfc3339(now_ms()))
-        await self._call("PUT", f"jobs/{segment(job_id)}/status", body)
+    async def report_running(
+        self, job_id: str, *, claim: str | None = None, rows: Sequence[wire.RowBody] = ()
+    ) -> wire.JobRowBody:
+        """The job after it: under a `claim`, one that was cancelled or is over stays so."""
+        body = wire.StatusBody(
+            status="running", timestamp=rfc3339(now_ms()), executions=tuple(rows)
+        )
+        response = await self._call("PUT", f"jobs/{segment(job_id)}/status", body, claim=claim)
+        return decode(_job_answer, response).job
 
     async def create_execution(self, execution_id: str, body: bytes) -> None:
         await self._call("POST", f"executions/{segment(execution_id)}/create", body)
@@ -87,11 +100,16 @@ class QueueClient:
     async def update_execution(self, execution_id: str, body: bytes) -> None:
         await self._call("PUT", f"executions/{segment(execution_id)}/update", body)
 
-    async def complete(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{segment(job_id)}/complete", body)
+    async def put_rows(self, job_id: str, rows: Sequence[wire.RowBody], *, claim: str) -> None:
+        """Create and update a job's executions, all or none; what is created already stays."""
+        body = wire.RowsBody(executions=tuple(rows))
+        await self._call("POST", f"jobs/{segment(job_id)}/executions", body, claim=claim)
 
-    async def fail(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{segment(job_id)}/fail", body)
+    async def complete(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
+        await self._call("POST", f"jobs/{segment(job_id)}/complete", body, claim=claim)
+
+    async def fail(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
+        await self._call("POST", f"jobs/{segment(job_id)}/fail", body, claim=claim)
 
     async def release(self, job_id: str, body: bytes) -> None:
         await self._call("POST", f"jobs/{segment(job_id)}/release", body)
@@ -139,20 +157,28 @@ class QueueClient:
         path: str,
         body: wire.Body | bytes | None = None,
         *,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        claim: str | None = None,
         seconds: float = CALL_SECONDS,
     ) -> httpx.Response:
         content = wire.encode(body) if isinstance(body, wire.Body) else body
+        if claim is not None:
+            headers = {**headers, "X-Claim-Token": claim}
         used = self._token
-        response = await self._send(method, path, content, headers or {}, seconds)
+        response = await self._send(method, path, content, headers, seconds)
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             self._token = self._source.read()
             if self._token != used:
-                response = await self._send(method, path, content, headers or {}, seconds)
+                response = await self._send(method, path, content, headers, seconds)
         return check(QUEUE_API, response)
 
     async def _send(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str], seconds: float
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        seconds: float,
     ) -> httpx.Response:
         headers = {
             "Authorization": f"Bearer {self._token.reveal()}",

@@ -1,6 +1,7 @@
 """The bodies of the queue API, as the Cronium app speaks it."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,6 +16,8 @@ Id = Annotated[str, Meta(min_length=1, max_length=200, pattern=ID_PATTERN)]
 # Nine digits at most: what an execution id has room for.
 Attempts = Annotated[int, Meta(ge=0, le=999_999_999)]
 MAX_TIMEOUT = 2**63 - 1
+# It goes into a header.
+CLAIM_PATTERN = r"^[A-Za-z0-9._~+/=-]{1,200}\Z"
 
 
 class Body(Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -93,7 +96,11 @@ class MetadataBody(Body, frozen=True, kw_only=True):
 
 
 class JobBody(Body, frozen=True, kw_only=True):
-    """One element of `jobs` in the 200 body of GET `jobs/queue`."""
+    """One element of `jobs` in the 200 body of GET `jobs/queue`.
+
+    `claim_token` is the embedded queue's: with it, what is said of the job counts as long as it is
+    this claim that the job is under, and rows may come along.
+    """
 
     id: Id
     type: str
@@ -103,6 +110,7 @@ class JobBody(Body, frozen=True, kw_only=True):
     attempts: Attempts = 0
     execution: ExecutionBody
     metadata: MetadataBody = MetadataBody()
+    claim_token: Annotated[str, Meta(pattern=CLAIM_PATTERN)] | None = None
 
 
 class ClaimBody(Body, frozen=True, kw_only=True, omit_defaults=False):
@@ -149,10 +157,26 @@ class JobAnswerBody(Body, frozen=True, kw_only=True):
     job: JobRowBody
 
 
+class RowBody(Body, frozen=True, kw_only=True):
+    """An execution among `executions`, which a job's calls may have under a claim's token; `create`
+    and `update` are what the routes of these names take."""
+
+    id: str
+    create: Raw | UnsetType = UNSET
+    update: Raw | UnsetType = UNSET
+
+
+class RowsBody(Body, frozen=True, kw_only=True):
+    """POST `jobs/{id}/executions`."""
+
+    executions: tuple[RowBody, ...]
+
+
 class StatusBody(Body, frozen=True, kw_only=True):
     status: str
     timestamp: str
     details: dict[str, Any] | None = None
+    executions: tuple[RowBody, ...] = ()
 
 
 class CreateExecutionBody(Body, frozen=True, kw_only=True):
@@ -293,6 +317,7 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _claim = msgspec.json.Decoder(ClaimBody)
 _job = msgspec.json.Decoder(JobBody)
 _job_key = msgspec.json.Decoder(JobKeyBody)
+_fields = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
 
 
@@ -345,3 +370,11 @@ def _decode_job(raw: Raw, key: Raw) -> JobBody | BadJob:
 
 def encode(body: Body) -> bytes:
     return _encoder.encode(body)
+
+
+def with_rows(body: bytes, rows: Sequence[RowBody]) -> bytes:
+    """What ends a job, with `rows` as its `executions`."""
+    if not rows:
+        return body
+    fields = _fields.decode(body)
+    return _encoder.encode({**fields, "executions": rows})

@@ -21,7 +21,7 @@ from worker.clock import now_ms, rfc3339
 from worker.queue_server import bodies
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.exchange import MIB, RefusedError, holds_nul, json_answer, read_body
-from worker.queue_server.model import Execution, Job, JobEnd, JobStatus
+from worker.queue_server.model import Claimant, Execution, Job, JobEnd, JobStatus
 from worker.queue_server.rows import UnknownNameError
 from worker.queue_server.store import NotClaimedError, Store
 from worker.queue_server.transform import execution_row, job_row
@@ -98,6 +98,7 @@ class _Routes:
             ("GET", "/jobs/orphaned", self.orphaned),
             ("POST", "/jobs/{id}/acknowledge", self.acknowledge),
             ("PUT", "/jobs/{id}/status", self.status),
+            ("POST", "/jobs/{id}/executions", self.put_executions),
             ("POST", "/jobs/{id}/complete", self.complete),
             ("POST", "/jobs/{id}/fail", self.fail),
             ("POST", "/jobs/{id}/release", self.release),
@@ -170,32 +171,40 @@ class _Routes:
 
     async def status(self, request: Request) -> Response:
         body = await _body(request, bodies.Status)
-        worker_id = _worker_id(request)
+        claimant = _claimant(request)
         if not body.status:
             raise RefusedError(400, "Status required")
         details = body.details or bodies.StatusDetails()
         if body.status == JobStatus.RUNNING:
-            start = partial(self._store.start, request.path_params["id"], worker_id)
+            job_id, rows = request.path_params["id"], body.executions
+            start = partial(self._store.start, job_id, claimant, rows=rows)
             return _job_answer(await self._run(start))
         if body.status in {JobStatus.COMPLETED, JobStatus.FAILED}:
             end = bodies.Complete(
                 status=body.status, exit_code=details.exit_code, output=details.message
             )
-            return await self._end(request, end.to_end())
+            return await self._end(request, end.to_end(), body)
         raise RefusedError(400, "Invalid status transition")
 
+    async def put_executions(self, request: Request) -> Response:
+        body = await _body(request, bodies.Executions)
+        job_id, claimant = request.path_params["id"], _claimant(request)
+        await self._run(partial(self._store.put_rows, job_id, claimant, rows=body.executions))
+        return json_answer({"success": True})
+
     async def complete(self, request: Request) -> Response:
-        return await self._end(request, (await _body(request, bodies.Complete)).to_end())
+        body = await _body(request, bodies.Complete)
+        return await self._end(request, body.to_end(), body)
 
     async def fail(self, request: Request) -> Response:
         body = await _body(request, bodies.Fail)
         if not body.error:
             raise RefusedError(400, "Error message required")
-        return await self._end(request, body.to_end())
+        return await self._end(request, body.to_end(), body)
 
-    async def _end(self, request: Request, end: JobEnd) -> Response:
-        worker_id = _worker_id(request)
-        call = partial(self._store.end, request.path_params["id"], worker_id, end)
+    async def _end(self, request: Request, end: JobEnd, body: bodies.Executions) -> Response:
+        job_id, claimant = request.path_params["id"], _claimant(request)
+        call = partial(self._store.end, job_id, claimant, end, rows=body.executions)
         return _job_answer(await self._run(call))
 
     async def release(self, request: Request) -> Response:
@@ -299,6 +308,10 @@ def _worker_id(request: Request) -> str:
     if len(worker_id) > MAX_WORKER_ID_CHARACTERS:
         raise RefusedError(500, "Internal server error")
     return worker_id
+
+
+def _claimant(request: Request) -> Claimant:
+    return Claimant(_worker_id(request), request.headers.get("X-Claim-Token"))
 
 
 def _named(worker_id: str) -> str:

@@ -39,12 +39,54 @@ class StatusDetails(Body, frozen=True):
     message: str | None = None
 
 
-class Status(Body, frozen=True):
+class CreateExecution(Body, frozen=True):
+    job_id: str = ""
+    server_id: int | str | None = None
+    server_name: Any = None
+    metadata: Any = UNSET
+
+
+class UpdateExecution(Body, frozen=True):
+    """The names are the columns of `executions`."""
+
+    status: str | UnsetType = UNSET
+    started_at: Time = UNSET
+    completed_at: Time = UNSET
+    exit_code: Whole = UNSET
+    output: Any = UNSET
+    error: Any = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+    setup_started_at: Time = UNSET
+    setup_completed_at: Time = UNSET
+    execution_started_at: Time = UNSET
+    execution_completed_at: Time = UNSET
+    cleanup_started_at: Time = UNSET
+    cleanup_completed_at: Time = UNSET
+    setup_duration: Whole = UNSET
+    execution_duration: Whole = UNSET
+    cleanup_duration: Whole = UNSET
+    total_duration: Whole = UNSET
+    execution_metadata: Any = UNSET
+
+
+class ExecutionRow(Body, frozen=True):
+    """One of a job's executions, as what is said of the job may have them along."""
+
+    id: str
+    create: CreateExecution | None = None
+    update: UpdateExecution | None = None
+
+
+class Executions(Body, frozen=True):
+    executions: tuple[ExecutionRow, ...] = ()
+
+
+class Status(Executions, frozen=True):
     status: Any = None
     details: StatusDetails | None = None
 
 
-class Complete(Body, frozen=True):
+class Complete(Executions, frozen=True):
     status: str | None = None
     exit_code: int | None = None
     output: Any = None
@@ -74,7 +116,7 @@ class Complete(Body, frozen=True):
         )
 
 
-class Fail(Body, frozen=True):
+class Fail(Executions, frozen=True):
     error: str = ""
     exit_code: int | None = None
 
@@ -85,36 +127,6 @@ class Fail(Body, frozen=True):
 
 class Release(Body, frozen=True):
     message: str = ""
-
-
-class CreateExecution(Body, frozen=True):
-    job_id: str = ""
-    server_id: int | str | None = None
-    server_name: Any = None
-    metadata: Any = UNSET
-
-
-class UpdateExecution(Body, frozen=True):
-    """The names are the columns of `executions`."""
-
-    status: str | UnsetType = UNSET
-    started_at: Time = UNSET
-    completed_at: Time = UNSET
-    exit_code: Whole = UNSET
-    output: Any = UNSET
-    error: Any = UNSET
-    metadata: dict[str, Any] | UnsetType = UNSET
-    setup_started_at: Time = UNSET
-    setup_completed_at: Time = UNSET
-    execution_started_at: Time = UNSET
-    execution_completed_at: Time = UNSET
-    cleanup_started_at: Time = UNSET
-    cleanup_completed_at: Time = UNSET
-    setup_duration: Whole = UNSET
-    execution_duration: Whole = UNSET
-    cleanup_duration: Whole = UNSET
-    total_duration: Whole = UNSET
-    execution_metadata: Any = UNSET
 
 
 class ScriptOutput(Body, frozen=True):

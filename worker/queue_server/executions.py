@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from worker.clock import rfc3339
 from worker.queue_server import rows
-from worker.queue_server.bodies import CreateExecution, UpdateExecution, as_text
+from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution, as_text
 from worker.queue_server.model import Execution, Job
 from worker.queue_server.transform import Json, execution_context
 
@@ -35,22 +35,45 @@ def create(tx: Connection, execution_id: str, body: CreateExecution, now: int) -
     return rows.load_execution(tx, execution_id)
 
 
+def put(tx: Connection, job_id: str, row: ExecutionRow, now: int) -> None:
+    """Create what is not there yet, and merge what there is to be merged.
+
+    A server that is gone meanwhile is left out. Raises UnknownNameError if there is no such
+    execution of that job then.
+    """
+    if row.create is not None:
+        tx.execute(
+            """
+            INSERT INTO executions (id, job_id, server_id, server_name, metadata, created_at,
+                                    updated_at)
+            VALUES (?1, ?2, (SELECT id FROM servers WHERE id = ?3), ?4, '{}', ?5, ?5)
+            ON CONFLICT (id) DO NOTHING
+            """,
+            (row.id, job_id, row.create.server_id, as_text(row.create.server_name), now),
+        )
+    if row.update is not None:
+        _merge(tx, rows.load_execution(tx, row.id, job_id=job_id), row.update, now)
+
+
 def update(tx: Connection, execution_id: str, body: UpdateExecution, now: int) -> Execution:
     """Merge what `body` has into the row; never ends the job. Raises UnknownNameError."""
+    _merge(tx, rows.load_execution(tx, execution_id), body, now)
+    return rows.load_execution(tx, execution_id)
+
+
+def _merge(tx: Connection, execution: Execution, body: UpdateExecution, now: int) -> None:
     changes: dict[str, Any] = {"updated_at": now}
     for name in body.__struct_fields__:
         value = getattr(body, name)
         if value is not UNSET and name != "metadata":
             changes[name] = _column(name, value)
-    execution = rows.load_execution(tx, execution_id)
     if body.metadata is not UNSET:
         changes["metadata"] = json.dumps(_merged(execution.metadata, body.metadata))
     tx.execute(
         f"UPDATE executions SET {', '.join(f'{name} = ?' for name in changes)} "  # noqa: S608 ours
         "WHERE id = ?",
-        (*changes.values(), execution_id),
+        (*changes.values(), execution.id),
     )
-    return rows.load_execution(tx, execution_id)
 
 
 def add_output(tx: Connection, execution_id: str, output: object, timestamp: str, now: int) -> None:

@@ -86,6 +86,7 @@ class Job:
     payload: dict[str, Any] = field(repr=False)
     scheduled_for: int
     orchestrator_id: str | None
+    claim_token: str | None = field(repr=False)
     attempts: int
     started_at: int | None
     completed_at: int | None
@@ -96,6 +97,17 @@ class Job:
     outcome: str | None
     result: dict[str, Any] | None
     event_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who says something of a job: a worker, and the claim by which it has the job if it says so.
+
+    The app's own workers do not.
+    """
+
+    worker_id: str
+    claim_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

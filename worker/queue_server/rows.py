@@ -39,9 +39,11 @@ def load_event(tx: Connection, event_id: int) -> Event:
     )
 
 
-def load_execution(tx: Connection, execution_id: str) -> Execution:
-    """Raises UnknownNameError."""
-    row = tx.execute(f"{EXECUTION} WHERE id = ?", (execution_id,)).fetchone()
+def load_execution(tx: Connection, execution_id: str, *, job_id: str | None = None) -> Execution:
+    """Of `job_id`, if that is given. Raises UnknownNameError."""
+    row = tx.execute(
+        f"{EXECUTION} WHERE id = ?1 AND job_id = coalesce(?2, job_id)", (execution_id, job_id)
+    ).fetchone()
     if row is None:
         raise UnknownNameError("Execution not found")
     return execution_of(row)

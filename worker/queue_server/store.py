@@ -5,6 +5,7 @@ import os
 import secrets
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from sqlite3 import Connection
@@ -13,10 +14,11 @@ from typing import Self
 from worker.database import Database
 from worker.errors import SealedValueError, StateError, WorkerError
 from worker.queue_server import executions, variables
-from worker.queue_server.bodies import CreateExecution, UpdateExecution
+from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
 from worker.queue_server.keys import Keyring
 from worker.queue_server.model import (
     USER_ID,
+    Claimant,
     Execution,
     Job,
     JobEnd,
@@ -328,7 +330,8 @@ class Store:
     def claim(
         self, worker_id: str, *, limit: int, types: Sequence[str] | None, now: int
     ) -> tuple[Json, ...]:
-        """Up to `limit` jobs (all, if it is negative), leased to `worker_id`.
+        """Up to `limit` jobs (all, if it is negative), leased to `worker_id`, each with the token
+        of this claim.
 
         The most urgent first; jobs whose lease is over go back to the queue before. So do those
         that were cancelled under a worker that is gone, for their runs to be ended; they stay
@@ -337,8 +340,8 @@ class Store:
         with self._database.transaction() as tx:
             tx.execute(
                 """
-                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
-                    started_at = NULL, last_error = ?1, updated_at = ?2
+                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, claim_token = NULL,
+                    lease_until = NULL, started_at = NULL, last_error = ?1, updated_at = ?2
                 WHERE status IN ('claimed', 'running') AND lease_until <= ?2
                 """,
                 (LEASE_EXPIRED, now),
@@ -358,10 +361,13 @@ class Store:
             tx.executemany(
                 """
                 UPDATE jobs SET status = CASE status WHEN 'queued' THEN 'claimed' ELSE status END,
-                    orchestrator_id = ?, lease_until = ?, updated_at = ?
+                    orchestrator_id = ?, claim_token = ?, lease_until = ?, updated_at = ?
                 WHERE number = ?
                 """,
-                [(worker_id, now + self._lease_ms, now, number) for (number,) in numbers],
+                [
+                    (worker_id, secrets.token_urlsafe(9), now + self._lease_ms, now, number)
+                    for (number,) in numbers
+                ],
             )
             return tuple(self._claimed(tx, number) for (number,) in numbers)
 
@@ -386,7 +392,7 @@ class Store:
         if not self._keyring.shared and claimed["execution"]["environment"]:
             # A plain value can look like a sealed one; the app, which seals all, does not say.
             claimed["execution"]["environmentSealed"] = False
-        return claimed
+        return {**claimed, "claimToken": job.claim_token}
 
     def _open_server(self, row: Row) -> Server:
         server_id, name, host, port, username, *sealed, host_key = row
@@ -398,35 +404,65 @@ class Store:
     def acknowledge(self, job_id: str, worker_id: str) -> Job:
         """Raises UnknownNameError, NotClaimedError."""
         with self._database.transaction() as tx:
-            return _load_claimed(tx, job_id, worker_id)
+            return _load_claimed(tx, job_id, Claimant(worker_id))
 
-    def start(self, job_id: str, worker_id: str, now: int) -> Job:
-        """Mark the job as running; one that is cancelled or over stays so.
+    def start(
+        self, job_id: str, claimant: Claimant, now: int, *, rows: Sequence[ExecutionRow] = ()
+    ) -> Job:
+        """Mark the job as running, and keep `rows`; one that is cancelled or over stays so.
 
         Raises UnknownNameError, NotClaimedError.
         """
         with self._database.transaction() as tx:
-            if _load_claimed(tx, job_id, worker_id).status.is_final:
-                return load_job(tx, job_id)
+            job = _load_claimed(tx, job_id, claimant)
+            if job.reported_at is None:
+                _put_rows(tx, job_id, rows, now)
+            if job.status.is_final:
+                return job
+            # A worker that comes back says so again.
             tx.execute(
                 """
-                UPDATE jobs SET status = 'running', started_at = ?1, updated_at = ?1 WHERE id = ?2
+                UPDATE jobs SET status = 'running', started_at = coalesce(started_at, ?1),
+                    updated_at = ?1
+                WHERE id = ?2
                 """,
                 (now, job_id),
             )
             return load_job(tx, job_id)
 
-    def end(self, job_id: str, worker_id: str, end: JobEnd, now: int) -> Job:
-        """Keep how the job ended; the second time, and for a finished job, change nothing.
+    def put_rows(
+        self, job_id: str, claimant: Claimant, now: int, *, rows: Sequence[ExecutionRow]
+    ) -> None:
+        """Keep what is said of the job's executions, unless its end has been reported.
+
+        Raises UnknownNameError, NotClaimedError.
+        """
+        with self._database.transaction() as tx:
+            if _load_claimed(tx, job_id, claimant).reported_at is None:
+                _put_rows(tx, job_id, rows, now)
+
+    def end(
+        self,
+        job_id: str,
+        claimant: Claimant,
+        end: JobEnd,
+        now: int,
+        *,
+        rows: Sequence[ExecutionRow] = (),
+    ) -> Job:
+        """Keep how the job ended, and `rows`; the second time, and for a finished job, change
+        nothing.
 
         A cancelled job keeps its status and gets the result. Raises UnknownNameError,
         NotClaimedError.
         """
         with self._database.transaction() as tx:
-            job = _load_claimed(tx, job_id, worker_id)
+            job = _load_claimed(tx, job_id, claimant)
             if job.reported_at is not None:
                 return job
-            status = JobStatus.CANCELLED if job.status is JobStatus.CANCELLED else end.status
+            _put_rows(tx, job_id, rows, now)
+            if job.status is JobStatus.CANCELLED:
+                end = replace(end, status=job.status, outcome=job.status)
             tx.execute(
                 """
                 UPDATE jobs SET status = ?1, outcome = ?2, result = ?3, stdout = ?4, stderr = ?5,
@@ -434,7 +470,7 @@ class Store:
                 WHERE id = ?7
                 """,
                 (
-                    status,
+                    end.status,
                     end.outcome,
                     json.dumps(end.result),
                     end.stdout,
@@ -451,7 +487,7 @@ class Store:
         Raises UnknownNameError, NotClaimedError.
         """
         with self._database.transaction() as tx:
-            job = _load_claimed(tx, job_id, worker_id)
+            job = _load_claimed(tx, job_id, Claimant(worker_id))
             if job.status.is_final:
                 # The worker has let go of it: there is nobody to be told of a cancel.
                 tx.execute(
@@ -461,8 +497,8 @@ class Store:
             else:
                 tx.execute(
                     """
-                    UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
-                        started_at = NULL, last_error = ?, updated_at = ?
+                    UPDATE jobs SET status = 'queued', orchestrator_id = NULL, claim_token = NULL,
+                        lease_until = NULL, started_at = NULL, last_error = ?, updated_at = ?
                     WHERE id = ?
                     """,
                     (message or RELEASED, now, job_id),
@@ -474,8 +510,8 @@ class Store:
         with self._database.transaction() as tx:
             tx.executemany(
                 """
-                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, lease_until = NULL,
-                    updated_at = ?
+                UPDATE jobs SET status = 'queued', orchestrator_id = NULL, claim_token = NULL,
+                    lease_until = NULL, updated_at = ?
                 WHERE id = ? AND orchestrator_id = ? AND status = 'claimed'
                 """,
                 [(now, job_id, worker_id) for job_id in job_ids],
@@ -563,8 +599,15 @@ class Store:
             variables.put(tx, user_id, key, value, now)
 
 
-def _load_claimed(tx: Connection, job_id: str, worker_id: str) -> Job:
+def _load_claimed(tx: Connection, job_id: str, claimant: Claimant) -> Job:
     job = load_job(tx, job_id)
-    if job.orchestrator_id != worker_id:
+    if job.orchestrator_id != claimant.worker_id:
         raise NotClaimedError("Job not claimed by this orchestrator")
+    if claimant.claim_token not in (None, job.claim_token):
+        raise NotClaimedError("Job not under this claim any more")
     return job
+
+
+def _put_rows(tx: Connection, job_id: str, rows: Sequence[ExecutionRow], now: int) -> None:
+    for row in rows:
+        executions.put(tx, job_id, row, now)

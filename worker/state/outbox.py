@@ -73,13 +73,25 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put(self, entries: Sequence[Entry], *, now: int) -> None:
+    def put(self, entries: Sequence[Entry], *, now: int, rows_due_at: int | None = None) -> None:
         """Keep `entries`, in order; they are on disk when this returns.
 
-        A final update replaces an update of the same execution that has not gone out yet.
+        A final update replaces an update of the same execution that has not gone out yet. Rows
+        may be due later than `now`; once there is a job's end to be told, all of it is due.
         """
         with self._database.transaction() as tx:
             for entry in entries:
+                due_at = now
+                if entry.kind not in FINAL_KINDS:
+                    due_at = now if rows_due_at is None else rows_due_at
+                else:
+                    tx.execute(
+                        """
+                        UPDATE outbox SET due_at = ?
+                        WHERE job_id = ? AND attempts = 0 AND parked IS NULL
+                        """,
+                        (now, entry.job_id),
+                    )
                 if entry.kind is Kind.UPDATE:
                     tx.execute(
                         """
@@ -93,27 +105,27 @@ class Outbox:
                     INSERT INTO outbox (job_id, kind, subject, body, created_at, due_at)
                     VALUES (?, ?, ?, ?, ?, ?)
                     """,
-                    (entry.job_id, entry.kind, entry.subject, entry.body, now, now),
+                    (entry.job_id, entry.kind, entry.subject, entry.body, now, due_at),
                 )
 
-    def heads(self, *, limit: int, now: int) -> list[QueuedEntry]:
-        """The first entry of each job, where it is due; the longest overdue first."""
+    def due_jobs(self, *, limit: int, now: int) -> list[str]:
+        """The jobs whose first entry is due; the longest overdue first."""
         with self._database.transaction() as tx:
             rows = tx.execute(
                 """
-                SELECT id, job_id, kind, subject, body, attempts, created_at FROM outbox
+                SELECT job_id FROM outbox
                 WHERE id IN (SELECT min(id) FROM outbox WHERE parked IS NULL GROUP BY job_id)
                   AND (due_at <= ? OR due_at > ?)
                 ORDER BY due_at, id LIMIT ?
                 """,
                 (now, now + PATIENCE_MS, limit),
             ).fetchall()
-        return [_queued(*row) for row in rows]
+        return [job_id for (job_id,) in rows]
 
     def next_of(self, job_id: str, *, now: int) -> list[QueuedEntry]:
         """What may be told of a job in one go, in order, if its first entry is due.
 
-        One that was tried before goes alone.
+        One that was tried before goes alone, and what ends the job last.
         """
         found: list[QueuedEntry] = []
         size = 0
@@ -128,11 +140,13 @@ class Outbox:
             for due_at, *row in rows:
                 queued = _queued(*row)
                 size += len(queued.entry.body)
-                if now < due_at <= now + PATIENCE_MS:
+                if not found and now < due_at <= now + PATIENCE_MS:
                     break
                 if found and (found[0].attempts or queued.attempts or size > GO_BYTES):
                     break
                 found.append(queued)
+                if queued.entry.kind in FINAL_KINDS:
+                    break
         return found
 
     def next_due_at(self, *, after: int) -> int | None:
@@ -197,6 +211,15 @@ class Outbox:
                 "SELECT DISTINCT job_id FROM outbox WHERE parked IS NULL ORDER BY job_id"
             ).fetchall()
         return tuple(job_id for (job_id,) in rows)
+
+    def has_due(self, job_id: str, *, now: int) -> bool:
+        """Whether something of the job is to be delivered by `now`."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                "SELECT 1 FROM outbox WHERE job_id = ? AND parked IS NULL AND due_at <= ?",
+                (job_id, now),
+            ).fetchone()
+        return row is not None
 
     def known_jobs(self) -> tuple[str, ...]:
         """The jobs that have an entry, parked ones included."""
