@@ -126,7 +126,7 @@ class FakeQueue:
         )
 
     async def report_running(
-        self, job_id: str, *, claim: str | None = None, rows: Sequence[wire.RowBody] = ()
+        self, job_id: str, *, claim: str | None = None, rows: Iterable[wire.RowBody] = ()
     ) -> wire.JobRowBody:
         def start() -> None:
             self._put_rows(job_id, rows, claim)
@@ -182,7 +182,7 @@ class FakeQueue:
         told = json.loads(body)
         await self._call("release", job_id, told, lambda: self._end(job_id, "queued", None))
 
-    def _put_rows(self, job_id: str, rows: Sequence[wire.RowBody], claim: str | None) -> None:
+    def _put_rows(self, job_id: str, rows: Iterable[wire.RowBody], claim: str | None) -> None:
         if claim is not None and claim != self.tokens.get(job_id):
             raise refused(403)
         for row in rows:

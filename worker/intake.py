@@ -22,6 +22,8 @@ CONTAINER = "container"
 # Released at once, such a job would come back in the very next answer.
 HOLD_SECONDS = 30.0
 RELEASE_SECONDS = 5.0
+# After a poll that brought jobs.
+REST_SECONDS = 0.02
 # Where the queue does not hold polls: after jobs soon again, when idle up to 5 s.
 POLL_FIRST_SECONDS = 1.0
 POLL_MOST_SECONDS = 5.0
@@ -126,6 +128,9 @@ class Intake:
             for job in refused:
                 await self._refuse(job)
             idle = 0 if claim.jobs else idle + 1
+            if claim.jobs:
+                # What was claimed has its start told first, and more slots may be free by then.
+                await trio.sleep(REST_SECONDS)
             # A queue that says it waited and did not would be asked without end.
             at_once = trio.current_time() - began < POLL_FIRST_SECONDS
             if not claim.waited or (at_once and not claim.jobs):

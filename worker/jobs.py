@@ -31,6 +31,7 @@ from worker.report import (
 )
 from worker.snapshot import JobNow
 from worker.state.history import Begun, JobEnd
+from worker.state.outbox import Entry
 from worker.state.runs import JobState, KeptJob
 from worker.telemetry import JobTrace
 
@@ -183,30 +184,44 @@ class Jobs:
 
     async def _start(self, job: JobBody, flight: Flight) -> None:
         plan = self._plan(job)
-        if await self._relay.supersede(plan.job_id):
-            log.info("result_stored_already")
-            return
+        await self._relay.wait_silent(plan.job_id)
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
-        created = [create_entry(plan, execution) for execution in plan.executions]
-        if not await self._ownership.may_start(flight, [row_of(entry) for entry in created]):
-            return
         began_at = now_ms()
+        if not await self._begin(plan, job, flight, began_at):
+            return
         trace.started(began_at)
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
-        await self._relay.put(
-            *(() if flight.has_rows else created),
-            # Before anything is sent to a server.
-            also=partial(
-                self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
-            ),
-        )
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
         is_left = flight.cancelled.is_set() or flight.may_have_begun
         crew = Crew(plan, self._around, flight, self._ownership, trace=trace, is_left=is_left)
         logs.mask_with(crew.masker.mask_text)
         report = partial(self._report, plan, crew, flight, trace, began_at)
         await self._fly(plan, flight, crew, report, began_at)
+
+    async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
+        """Keep the job and tell that it runs, both at once, before anything is sent to a server;
+        whether it is to be started."""
+        is_over = is_ours = False
+
+        async def keep() -> None:
+            nonlocal is_over
+            begin = partial(
+                self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
+            )
+            is_over = await self._relay.supersede(plan.job_id, begin=begin)
+
+        created = _created(plan)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            is_ours = await self._ownership.may_start(flight, map(row_of, created))
+        if is_over:
+            log.info("result_stored_already")
+        elif not is_ours:
+            await self._relay.drop(plan.job_id)
+        elif not flight.has_rows:
+            await self._relay.put(*created)
+        return is_ours and not is_over
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
@@ -221,7 +236,7 @@ class Jobs:
         trace = JobTrace()
         if last_word is not None:
             flight.settle()
-        elif not await self._ownership.may_start(flight):
+        elif not await self._ownership.may_start(flight, map(row_of, _created(plan))):
             await self._relay.drop(kept.job_id)
             return
         else:
@@ -348,6 +363,10 @@ class Jobs:
         await last_word.said.wait()
         flight.is_over = True
         return last_word.accepted
+
+
+def _created(plan: Plan) -> list[Entry]:
+    return [create_entry(plan, execution) for execution in plan.executions]
 
 
 def _begun(plan: Plan) -> Begun:

@@ -1,7 +1,7 @@
 """Whose job is it? Under a claim's token every call says so; the app, which has no guard of its
 own, is asked for the job before."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NoReturn
 
 import structlog
@@ -23,7 +23,7 @@ class Ownership:
         self._client = client
         self._poll_seconds = poll_seconds
 
-    async def may_start(self, flight: Flight, rows: Sequence[RowBody] = ()) -> bool:
+    async def may_start(self, flight: Flight, rows: Iterable[RowBody]) -> bool:
         """Whether the job is still ours, to be started or to be gone on with; the API knows then
         that it runs. An API that has stopped answering does not hold it up.
 

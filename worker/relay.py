@@ -150,11 +150,26 @@ class Relay:
             kept = self._runs.take_up()
             return kept, {job.job_id for job in kept if self._outbox.supersede(job.job_id)}
 
-    async def supersede(self, job_id: str) -> bool:
-        """Make way for a new claim; whether the job's end is in the outbox already."""
+    async def wait_silent(self, job_id: str) -> None:
+        """Until nothing is being said of that job."""
         while job_id in self._in_flight:
             await self._waiting.setdefault(job_id, trio.Event()).wait()
-        return await self._database.run(partial(self._outbox.supersede, job_id))
+
+    async def supersede(self, job_id: str, *, begin: Callable[[], object] | None = None) -> bool:
+        """Make way for a new claim; whether the job's end is in the outbox already.
+
+        If it is not, `begin` writes to the state in the same transaction. To be called while
+        nothing is being said of the job.
+        """
+
+        def make_way() -> bool:
+            with self._database.transaction():
+                has_last = self._outbox.supersede(job_id)
+                if begin is not None and not has_last:
+                    begin()
+                return has_last
+
+        return await self._database.run(make_way)
 
     async def drop(self, job_id: str) -> None:
         """Say nothing more of a job that is not ours, and know nothing of it."""

@@ -95,6 +95,19 @@ async def test_a_claim_asks_for_as_many_jobs_as_slots_are_free(
     assert [count for _, count in rig.queue.polls] == [5, 3]
 
 
+async def test_slots_that_are_freed_at_about_the_same_time_are_filled_by_one_poll(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    jobs = FakeJobs()
+    jobs.seconds = {"a": 0.001, "b": 0.005, "c": 0.01}
+    rig.queue.offer(a_job("a"), a_job("b"), a_job("c"))
+
+    async with claiming(rig, jobs, slots=3):
+        await trio.sleep(1)
+
+    assert [count for _, count in rig.queue.polls] == [3, 3]
+
+
 async def test_a_claim_asks_for_no_more_than_a_batch(autojump_clock: MockClock, rig: Rig) -> None:
     async with claiming(rig, FakeJobs(), slots=50, batch_size=10):
         await trio.sleep(1)

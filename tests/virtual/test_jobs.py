@@ -104,6 +104,12 @@ def a_job(*servers: msgspec.Raw, script: str = "BASH", claim: str | None = None)
     )
 
 
+def kept(rig: Rig) -> list[str]:
+    """The jobs in the state."""
+    with rig.database.transaction() as tx:
+        return [job_id for (job_id,) in tx.execute("SELECT job_id FROM jobs")]
+
+
 async def ran(rig: Rig, jobs: Jobs, job: JobBody) -> Slots:
     """Run `job` and have the relay deliver all of it."""
     slots = Slots()
@@ -194,7 +200,7 @@ async def test_a_job_that_is_not_ours_is_not_started_and_nothing_is_said_of_it(
     slots = await ran(rig, jobs, a_job(a_server(1)))
 
     assert rig.queue.said() == [("read", "job_1")]
-    assert slots.freed == 1
+    assert (slots.freed, kept(rig)) == (1, [])
 
 
 async def test_a_job_is_said_to_run_before_anything_else_is_said_of_it(
@@ -269,7 +275,24 @@ async def test_a_job_under_another_claim_or_over_is_not_started(
     slots = await ran(rig, jobs, a_job(a_server(1), claim="cl41m"))
 
     assert rig.queue.said() == [("status", "job_1")]
-    assert (slots.freed, network.open) == (1, 0)
+    assert (slots.freed, network.open, kept(rig)) == (1, 0, [])
+
+
+async def test_a_job_is_kept_while_the_api_is_told_that_it_runs(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    rig.queue.tokens["job_1"] = "cl41m"
+    rig.queue.fault("status", "job_1", Slow(5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, a_job(a_server(1), claim="cl41m"))
+        await trio.sleep(1)
+        meanwhile = kept(rig), network.open
+        await trio.sleep(5)
+        then = kept(rig), network.open
+        nursery.cancel_scope.cancel()
+
+    assert (meanwhile, then) == ((["job_1"], 0), (["job_1"], 1))
 
 
 async def test_a_job_that_is_claimed_anew_goes_on_under_that_claim(

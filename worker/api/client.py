@@ -1,6 +1,6 @@
 """The queue API over HTTP."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -85,7 +85,7 @@ class QueueClient:
         return date
 
     async def report_running(
-        self, job_id: str, *, claim: str | None = None, rows: Sequence[wire.RowBody] = ()
+        self, job_id: str, *, claim: str | None = None, rows: Iterable[wire.RowBody] = ()
     ) -> wire.JobRowBody:
         """The job after it: under a `claim`, one that was cancelled or is over stays so."""
         body = wire.StatusBody(

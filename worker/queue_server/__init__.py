@@ -8,8 +8,8 @@ What it has beyond the app, and the worker uses where it is offered:
   same `attempts`;
 - `executions/{id}/update` never ends a job, a second `complete` changes nothing, and `running` does
   not revive a job that was cancelled;
-- each job of a claim has a `claimToken`. What is said of the job with it as `X-Claim-Token` counts
-  only as long as the job is under that claim, and is a 403 afterwards: `status`, `complete`, `fail`,
-  and `executions` below the job, which creates and updates rows. The others may have such rows along
-  as `executions`. Each takes effect as a whole or not at all.
+- each job of a claim has a `claimToken`. What is said of the job with it as `X-Claim-Token`
+  counts only as long as the job is under that claim, and is a 403 afterwards: `status`, `complete`,
+  `fail`, and `executions` below the job, which creates and updates rows. The others may have such
+  rows along as `executions`. Each takes effect as a whole or not at all.
 """

@@ -108,6 +108,8 @@ class Incoming:
         return frame
 
     async def _receive(self) -> Frame:
+        if self._frames:  # a flood of them must not hold up everything else
+            await trio.lowlevel.checkpoint()
         while not self._frames:
             data = b""
             with trio.move_on_after(SILENCE_SECONDS) as silence:
@@ -119,7 +121,6 @@ class Incoming:
             self._frames.extend(self._parser.feed(data))
             if self._frames:
                 self._said_hello = True  # no frame comes before it
-        await trio.lowlevel.checkpoint()  # a flood of frames must not hold up everything else
         return self._frames.popleft()
 
     def _ended(self) -> Exception:

@@ -115,7 +115,8 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         Raises ConnectionLostError if the connection ended before the channel did, or the channel
         was given up.
         """
-        await trio.lowlevel.checkpoint()
+        if self._received:  # else it waits anyhow
+            await trio.lowlevel.checkpoint()
         while not self._received:
             if self._lost is not None:
                 raise ConnectionLostError(f"the connection was lost: {self._lost}") from self._lost
