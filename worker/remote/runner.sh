@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs scripts on this server, apart from any connection; every verb is described in the runner protocol.
+# In this order: what all of it stands on, the supervisor, the calls, and the janitor.
 # shellcheck disable=SC3067  # test -O: not in POSIX, but in every shell this must run under
 # shellcheck disable=SC2015  # A && B || C: every B here is a test
 # shellcheck disable=SC2013,SC2044  # words of grep and find: numbers, or names that take_path checks
@@ -22,85 +23,6 @@ newline='
 # Runs that one call serves: a shell may remember every child that it had.
 most_served=1000
 
-main() {
-    verb=${1-} nonce=${2-}
-    name_artifact "$0"
-    is_name "$nonce" && [ ${#nonce} -le 64 ] || fail 64 'usage: sh runner VERB NONCE [ARGUMENT...]'
-    shift 2
-    case $verb in
-    +supervise) supervise "$@" ;;
-    # For the installer.
-    +unpack)
-        unpack_helpers
-        exit
-        ;;
-    # The verb was handed over by another artifact, which has greeted already.
-    +*) verb=${verb#+} ;;
-    *)
-        [ "$verb" = run ] && [ $# -gt 0 ] && check_own_digest "$1"
-        printf '\ncronium h %s %s %s\n' "$nonce" "$protocol" "$artifact"
-        ;;
-    esac
-    know_here
-    case $verb in
-    run) run_all ;;
-    attach)
-        [ $# -eq 3 ] || fail 64 'usage: attach NONCE ID OUT ERR'
-        check_id "$1" && is_number "$2" && is_number "$3" || fail 64 'bad argument'
-        out_at=$2 err_at=$3
-        find_run || fail 66 "no run $id"
-        hand_over attach "$id" "$out_at" "$err_at"
-        attach_found
-        ;;
-    signal)
-        case ${2-} in cancel | timeout) ;; *) fail 64 'usage: signal NONCE ID cancel|timeout' ;; esac
-        check_id "$1" || fail 64 'bad argument'
-        find_run || fail 66 "no run $id"
-        hand_over signal "$id" "$2"
-        signal_run "$2"
-        ;;
-    answer)
-        [ $# -eq 3 ] || fail 64 'usage: answer NONCE ID CALL LENGTH'
-        check_id "$1" && is_call "$2" && is_number "$3" || fail 64 'bad argument'
-        find_run || fail 66 "no run $id"
-        hand_over answer "$id" "$2" "$3"
-        take_answer "$2" "$3"
-        ;;
-    forget) forget_all "$@" ;;
-    list) list_all ;;
-    version) ;;
-    *) fail 64 "unknown verb: $verb" ;;
-    esac
-}
-
-fail() {
-    printf 'cronium: %s\n' "$2" >&2
-    exit "$1"
-}
-
-is_name() {
-    case $1 in '' | .* | *[!A-Za-z0-9._-]*) return 1 ;; esac
-    [ ${#1} -le 200 ]
-}
-
-is_number() {
-    # A leading zero would make it octal.
-    case $1 in 0) return 0 ;; [1-9]*) ;; *) return 1 ;; esac
-    case $1 in *[!0-9]*) return 1 ;; esac
-    [ ${#1} -le 15 ]
-}
-
-check_id() {
-    id=$1
-    is_name "$id"
-}
-
-# Of a call, as a helper makes it up.
-is_call() {
-    case $1 in '' | *[!A-Za-z0-9._-]*) return 1 ;; esac
-    [ ${#1} -le 64 ]
-}
-
 name_artifact() {
     artifact=${1##*/runner-}
     case $artifact in *[!0-9a-f]*) artifact=000000000000 ;; esac
@@ -108,56 +30,8 @@ name_artifact() {
     helpers=${1%/*}/helpers-$artifact
 }
 
-check_own_digest() {
-    digest_of "$0"
-    [ -z "$sum" ] || [ "$sum" = "$1" ] || fail 65 'this runner differs from what was asked for'
-}
-
-# Sets sum; empty where the server has no tool for it.
-digest_of() {
-    if command -v sha256sum >/dev/null 2>&1; then sum=$(sha256sum <"$1")
-    elif command -v shasum >/dev/null 2>&1; then sum=$(shasum -a 256 <"$1")
-    elif command -v sha256 >/dev/null 2>&1; then sum=$(sha256 -q <"$1")
-    elif command -v openssl >/dev/null 2>&1; then sum=$(openssl dgst -sha256 <"$1")
-    else sum=$(busybox sha256sum <"$1" 2>/dev/null); fi
-    # "hex  -" by most, "SHA2-256(stdin)= hex" by openssl
-    case $sum in *'= '*) sum=${sum##*= } ;; *) sum=${sum%% *} ;; esac
-}
-
-# Forks nothing on Linux: it is on the way of every run.
-know_here() {
-    uid='' mask='' boot='' host=''
-    { while read -r key value rest; do
-        case $key in
-        Umask:) mask=$value ;;
-        Uid:) uid=${rest%%[!0-9]*} && break ;;
-        esac
-    done </proc/self/status; } 2>/dev/null
-    [ -n "$uid" ] || uid=$(id -u)
-    [ -n "$mask" ] || mask=$(umask)
-    umask 077
-    { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null ||
-        boot=$(sysctl -n kern.bootsessionuuid 2>/dev/null || sysctl -n kern.boot_id 2>/dev/null)
-    case $boot in '' | *[!A-Za-z0-9-]*) boot=unknown ;; esac
-    { read -r host </proc/sys/kernel/hostname; } 2>/dev/null || host=$(uname -n)
-    roots="/var/tmp/cronium-$uid /tmp/cronium-$uid"
-    case ${HOME-} in
-    *[!A-Za-z0-9._/-]*) ;;
-    /*) roots="${HOME%/}/.cache/cronium $roots" ;;
-    esac
-}
-
 is_ours() {
     [ ! -h "$1" ] && [ -d "$1" ] && [ -O "$1" ]
-}
-
-# Sets root and run.
-find_run() {
-    for root in $roots; do
-        run=$root/runs/$id
-        [ -h "$run/go" ] && is_ours "$root" && return 0
-    done
-    return 1
 }
 
 is_forgotten() {
@@ -165,19 +39,6 @@ is_forgotten() {
         [ -e "$tomb/forgotten/$id" ] && is_ours "$tomb" && return 0
     done
     return 1
-}
-
-# A run is served to its end by the artifact that started it.
-hand_over() {
-    starter=''
-    { read -r starter <"$run/artifact"; } 2>/dev/null
-    case $starter in "$artifact" | '' | *[!0-9a-f]*) return ;; esac
-    over=$1
-    shift
-    for other in $roots; do
-        [ -f "$other/runner-$starter" ] && is_ours "$other" &&
-            exec sh "$other/runner-$starter" "+$over" "$nonce" "$@"
-    done
 }
 
 # Sets state_of, group_of, started: the start time tells a process from a later one with its pid.
@@ -202,34 +63,6 @@ identify() {
 
 is_process() {
     identify "$1" && [ "$started" = "$2" ]
-}
-
-# Sets target.
-read_link() {
-    target=$(ls -ld "$1" 2>/dev/null)
-    case $target in *' -> '*) target=${target##* -> } ;; *) target='' ;; esac
-}
-
-read_claim() {
-    read_link "$run/go"
-    supervisor=${target%%.*} target=${target#*.}
-    supervisor_started=${target%%.*} target=${target#*.}
-    supervisor_boot=${target%%.*} calls=calls.${target#*.}
-}
-
-supervisor_lives() {
-    [ "$supervisor_boot" = "$boot" ] && is_process "$supervisor" "$supervisor_started"
-}
-
-# On a home that hosts share, a pid or a boot id of another host tells us nothing.
-is_elsewhere() {
-    owner_host=''
-    { read -r owner_host <"$run/host"; } 2>/dev/null
-    [ -n "$owner_host" ] && [ "$owner_host" != "$host" ]
-}
-
-is_lost() {
-    ! is_elsewhere && ! supervisor_lives && [ ! -h "$run/exit" ]
 }
 
 # Sets clock_s and clock_ms (0 to 999). Uptime, because the time of day may jump.
@@ -268,336 +101,6 @@ nap() {
     }
 }
 
-# One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
-run_all() {
-    # Before the header: a spare has the time.
-    find_nest
-    find_detacher
-    note_date
-    while [ "$served" -lt "$most_served" ]; do
-        header=''
-        IFS= read -r header || {
-            # A spare that was not needed.
-            [ -n "$header" ] || exit 0
-            fail 66 'half a header: nothing was started'
-        }
-        # shellcheck disable=SC2086  # words, to be split
-        set -f && set -- $header && set +f
-        case ${1-} in
-        forget)
-            shift
-            # Whatever becomes of it is told, and the next run not held up by it.
-            (forget_all "$@") 2>/dev/null
-            printf 'f %s\n' "$?" || exit 74
-            ;;
-        *) run_one "$@" ;;
-        esac
-        served=$((served + 1))
-    done
-}
-served=0
-
-# Sets uptime_date, the time of day of uptime 0, for which no other call is needed then.
-note_date() {
-    uptime_date=''
-    read_clock
-    [ -z "$uptime" ] || uptime_date=$(($(date +%s) - clock_s))
-}
-
-# The payload is lines, their number announced, where it is short and plain; else all that follows.
-run_one() {
-    # What waited may have been deleted meanwhile.
-    [ -s "$0" ] || fail 65 'this runner is gone'
-    [ $# -eq 6 ] || fail 64 'bad header'
-    check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
-        fail 64 'bad header'
-    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left=''
-    # The wait for this is no jump of the clock.
-    last_s=''
-    [ "$digest" != lines ] || lines_left=$length
-    # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
-    for attempt in 1 2 3; do
-        if is_forgotten; then
-            drain_stdin
-            printf 'x 125 forgotten 0 0\n' || exit 74
-            return
-        fi
-        if find_run; then
-            drain_stdin
-            hand_over attach "$id" "$out_at" "$err_at"
-            attach_found
-            return
-        fi
-        [ -z "$received" ] || break
-        # Somebody has had output of it: it did start, and is gone.
-        [ "$out_at" = 0 ] && [ "$err_at" = 0 ] || fail 66 "no run $id"
-        have_helpers || unpack_helpers || fail 73 "the helpers could not be put into $helpers"
-        make_room
-        receive_payload
-        launch
-        case $verdict in
-        new*)
-            attach_started
-            return
-            ;;
-        esac
-    done
-    case $verdict in full) fail 73 "no room for the output in $root" ;; esac
-    fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
-}
-
-# Sets nest to our own cgroup where runs can have one of their own below it; forks nothing. Only the two
-# usual places of cgroup v2 are looked at: a list of mounts is long where there are containers.
-find_nest() {
-    nest='' ours=''
-    { while IFS= read -r line; do
-        case $line in 0::/*) ours=${line#0::} ;; esac
-    done </proc/self/cgroup; } 2>/dev/null
-    case $ours in '' | *..*) return ;; esac
-    for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
-        [ -e "$top/cgroup.controllers" ] || continue
-        nest=$top${ours%/}
-        break
-    done
-    [ -w "$nest" ] && [ -w "$nest/cgroup.procs" ] || nest=''
-    # In a container that sees its host's cgroups our path is another's, whose pids are all 0 here.
-    one=''
-    [ -z "$nest" ] || { while read -r one && [ "$one" = 0 ]; do :; done <"$nest/cgroup.procs"; } 2>/dev/null
-    case $one in [1-9]*) ;; *) nest='' ;; esac
-}
-
-drain_stdin() {
-    [ -z "$received" ] || return 0
-    if [ -z "$lines_left" ]; then
-        cat >/dev/null
-    else
-        while [ "$lines_left" -gt 0 ] && read_payload_line; do :; done
-    fi
-}
-
-# They may have been deleted, one or all: what cleans /tmp goes by the age of each file.
-have_helpers() {
-    for file in $helper_files; do
-        [ -s "$helpers/$file" ] || return 1
-    done
-}
-
-# From behind the last line that the shell reads of us. Each file appears whole, and is the same in every
-# writing, so that nobody who does this at the same time is disturbed.
-unpack_helpers() {
-    new=$helpers/.new.$$.$nonce
-    for file in $helper_files; do
-        unpack_helper "$helpers/$file" 2>/dev/null || {
-            rm -f "$new"
-            return 1
-        }
-    done
-}
-
-unpack_helper() {
-    mkdir -p "${1%/*}" || return
-    # By cat, as a full disk is no reason for every sed to fail.
-    sed -e "1,\\|^===$file\$|d" -e '/^===/,$d' "$0" | cat >"$new" || return
-    [ -s "$new" ] && mv -f "$new" "$1"
-}
-
-# Makes this call's own part of the run directory, in the first root that can be written.
-make_room() {
-    warmer='' token=$$-$nonce-$served cgroup=${nest:+"$nest/cronium-$id-$$"}
-    for root in $roots; do
-        run=$root/runs/$id in=$root/runs/$id/in.$token
-        refuse_foreign
-        # The cgroup last, for it is no reason to fail.
-        mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
-            [ -d "$run/calls.$token" ] || continue
-        warm_cgroup
-        # Whoever may write beside the root could have put one there meanwhile.
-        refuse_foreign
-        # Written and not only asked: a full file system still takes directories. 64 KiB, that a
-        # script has at least the room to say what it met.
-        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null && return
-        drop_payload
-    done
-    fail 73 "no directory can be written, or no space is left: $roots"
-}
-
-# To enter a cgroup takes one RCU grace period, 10 ms and more, unless somebody just did: a child that
-# does so now has waited by the time the script would.
-warm_cgroup() {
-    if [ -d "$cgroup" ]; then
-        (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
-        warmer=$!
-    else
-        cgroup=''
-    fi
-}
-
-refuse_foreign() {
-    for place in "$root" "$root/runs" "$run"; do
-        [ ! -h "$place" ] || fail 69 "$place is a link: refused"
-        [ ! -e "$place" ] || is_ours "$place" || fail 69 "$place is not ours: refused"
-    done
-}
-
-drop_payload() {
-    rm -rf "$in"
-    # It keeps the cgroup busy.
-    [ -z "$warmer" ] || wait "$warmer"
-    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
-}
-
-receive_payload() {
-    if [ -n "$lines_left" ]; then
-        receive_lines
-        return
-    fi
-    cat >"$in/payload" 2>/dev/null || {
-        drop_payload
-        fail 73 "no room for the payload in $root"
-    }
-    received=1
-    exec 4<"$in/payload"
-    parse_payload || refuse_payload 'half a payload, or not one of ours'
-    # At once, on two processors: what was cut from a wrong payload is dropped.
-    cut_payload &
-    cutter=$!
-    exec 4<&-
-    digest_of "$in/payload"
-    wait "$cutter" || {
-        drop_payload
-        fail 73 "no room for the payload in $root"
-    }
-    if [ -z "$sum" ]; then
-        # No digest tool: the length is what is left to check.
-        # shellcheck disable=SC2046  # a number; some wc put blanks before it
-        [ $(wc -c <"$in/payload") -eq "$length" ] && sum=$digest
-    fi
-    [ "$sum" = "$digest" ] || refuse_payload 'half a payload or a wrong digest'
-}
-
-refuse_payload() {
-    drop_payload
-    fail 66 "$1: nothing was started"
-}
-
-# What a shell can read by itself: no process is started for it. A connection can end before the last
-# line, which is always the same, and cannot change what it carries.
-receive_lines() {
-    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
-    while read_payload_line && [ -n "$line" ]; do
-        parse_entry "${line%% *}" "${line#* }" || refuse_payload 'not a payload of ours'
-    done
-    [ -n "$interpreter" ] || refuse_payload 'half a payload, or not one of ours'
-    [ "$directory" -eq 0 ] || take_lines directory "$directory"
-    take_lines environment "$environment"
-    take_lines script "$script"
-    take_lines input "$input"
-    read_payload_line && [ "$line" = cronium-end ] || refuse_payload 'half a payload'
-    received=1
-}
-
-read_payload_line() {
-    lines_left=$((lines_left - 1))
-    IFS= read -r line
-}
-
-# Writes the next $2 lines to file $1, the last without its newline. By one printf, which mksh forks for.
-take_lines() {
-    left=$2 text=''
-    while [ "$left" -gt 0 ]; do
-        read_payload_line || refuse_payload 'half a payload'
-        left=$((left - 1))
-        text=$text$line
-        [ "$left" -eq 0 ] || text=$text$newline
-    done
-    { printf %s "$text" >"$in/$1"; } 2>/dev/null || {
-        drop_payload
-        fail 73 "no room for the payload in $root"
-    }
-}
-
-parse_payload() {
-    IFS= read -r line <&4
-    [ "$line" = 'cronium-payload 1' ] || return 1
-    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
-    while IFS=' ' read -r key value <&4; do
-        [ -n "$key" ] || break
-        parse_entry "$key" "$value" || return
-    done
-    [ -n "$interpreter" ]
-}
-
-# Sizes are in bytes, or in lines where that is how they come.
-parse_entry() {
-    case $1 in
-    interpreter) is_name "$2" ;;
-    *) is_number "$2" ;;
-    esac || return
-    case $1 in
-    interpreter) interpreter=$2 ;;
-    output_limit) output_limit=$2 ;;
-    directory) directory=$2 ;;
-    environment) environment=$2 ;;
-    script) script=$2 ;;
-    input) input=$2 ;;
-    *) return 1 ;;
-    esac
-}
-
-cut_payload() {
-    [ "$directory" -eq 0 ] || cut_section directory "$directory" || return
-    cut_section environment "$environment" && cut_section script "$script" && cut_input
-}
-
-# Most jobs have none, and that a shell can read itself.
-cut_input() {
-    if [ "$input" -ne 4 ]; then
-        cut_section input "$input"
-        return
-    fi
-    IFS= read -r rest <&4
-    if [ "$rest" = null ]; then
-        printf null >"$in/input"
-    else
-        # Once more from the start, as some of it has been read.
-        exec 4<"$in/payload" && dd bs=$((length - 4)) skip=1 <&4 >"$in/input"
-    fi 2>/dev/null
-}
-
-cut_section() {
-    if [ "$2" -eq 0 ]; then
-        printf '' >"$in/$1"
-    else
-        dd bs="$2" count=1 <&4 >"$in/$1"
-    fi 2>/dev/null
-}
-
-# Sets verdict: "new PID START" once the supervisor has claimed the run; it closes the pipe then.
-launch() {
-    # yash reads by the locale it was started in, and the C locale knows no letter beyond ASCII.
-    lent_locale=''
-    [ -z "${YASH_VERSION-}" ] || [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || lent_locale=C.UTF-8
-    # shellcheck disable=SC2086  # words, to be split
-    verdict=$(
-        [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
-        # exec, for yash would stay as its parent, with the pipe in hand.
-        exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
-            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
-            "$uptime_date" </dev/null 2>/dev/null &
-    )
-}
-
-# Sets detacher: what puts a command in a session of its own, as words. Without one, it is left plain.
-find_detacher() {
-    if find_program setsid; then
-        detacher=$found
-    elif find_program perl; then
-        detacher="$found -MPOSIX -e POSIX::setsid();exec(@ARGV);exit(126)"
-    else
-        detacher=''
-    fi
-}
-
 # Sets found to the path of $1, without a fork.
 find_program() {
     old_ifs=$IFS IFS=:
@@ -609,6 +112,8 @@ find_program() {
     IFS=$old_ifs
     [ -n "$found" ]
 }
+
+# The supervisor: one for each run, and on the way to the script's first instruction.
 
 supervise() {
     root=$1 id=$2 token=$3 limit_s=$4 interpreter=$5 output_limit=$6 script_mask=$7 lent_locale=$8
@@ -679,6 +184,13 @@ give_up() {
     [ ! -d "$cgroup" ] || leave_cgroup
     printf '%s\n' "$1" >&3
     exit 0
+}
+
+drop_payload() {
+    rm -rf "$in"
+    # It keeps the cgroup busy.
+    [ -z "$warmer" ] || wait "$warmer"
+    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
 }
 
 start_script() {
@@ -862,37 +374,6 @@ finish() {
     sweep_daily
 }
 
-# It may be busy for a moment more. What a script left running on purpose keeps it: forget and the
-# janitor look again.
-leave_cgroup() {
-    tries=0
-    while is_populated && [ "$tries" -lt 3 ]; do
-        tries=$((tries + 1))
-        nap
-    done
-    is_populated || drop_cgroup
-}
-
-is_populated() {
-    populated=0
-    { while read -r key value; do
-        case $key in populated) populated=$value ;; esac
-    done <"$cgroup/cgroup.events"; } 2>/dev/null
-    [ "$populated" = 1 ]
-}
-
-drop_cgroup() {
-    # The script may have made some of its own below it.
-    rmdir "$cgroup" 2>/dev/null || find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null
-}
-
-# Sets cgroup from the run's record, which the script could have changed: it names what will be killed.
-read_cgroup() {
-    cgroup=''
-    { IFS= read -r cgroup <"$run/cgroup"; } 2>/dev/null
-    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"cronium-$id-"*) ;; *) cgroup='' ;; esac
-}
-
 # A link, for a file renamed into place on a full disk was found empty.
 record_exit() {
     until ln -s "$1" exit 2>/dev/null || [ -h exit ] || [ ! -h go ]; do
@@ -931,6 +412,30 @@ read_attacher() {
     attacher_started=${attached#*.}
     attacher_boot=${attacher_started#*.}
     attacher_started=${attacher_started%%.*} attacher_boot=${attacher_boot%%.*}
+}
+
+# It may be busy for a moment more. What a script left running on purpose keeps it: forget and the
+# janitor look again.
+leave_cgroup() {
+    tries=0
+    while is_populated && [ "$tries" -lt 3 ]; do
+        tries=$((tries + 1))
+        nap
+    done
+    is_populated || drop_cgroup
+}
+
+is_populated() {
+    populated=0
+    { while read -r key value; do
+        case $key in populated) populated=$value ;; esac
+    done <"$cgroup/cgroup.events"; } 2>/dev/null
+    [ "$populated" = 1 ]
+}
+
+drop_cgroup() {
+    # The script may have made some of its own below it.
+    rmdir "$cgroup" 2>/dev/null || find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null
 }
 
 # Ends every process of the run whose script is process $1, started at $2; returns when none is left.
@@ -1049,6 +554,499 @@ find_group_by_ps() {
         case $2$3 in "$leader"[!0-9ZX]*) found="$found $1" ;; esac
         shift 3
     done
+}
+
+# The calls: what is asked of this server.
+
+main() {
+    verb=${1-} nonce=${2-}
+    name_artifact "$0"
+    is_name "$nonce" && [ ${#nonce} -le 64 ] || fail 64 'usage: sh runner VERB NONCE [ARGUMENT...]'
+    shift 2
+    case $verb in
+    +supervise) supervise "$@" ;;
+    # For the installer.
+    +unpack)
+        unpack_helpers
+        exit
+        ;;
+    # The verb was handed over by another artifact, which has greeted already.
+    +*) verb=${verb#+} ;;
+    *)
+        [ "$verb" = run ] && [ $# -gt 0 ] && check_own_digest "$1"
+        printf '\ncronium h %s %s %s\n' "$nonce" "$protocol" "$artifact"
+        ;;
+    esac
+    know_here
+    case $verb in
+    run) run_all ;;
+    attach)
+        [ $# -eq 3 ] || fail 64 'usage: attach NONCE ID OUT ERR'
+        check_id "$1" && is_number "$2" && is_number "$3" || fail 64 'bad argument'
+        out_at=$2 err_at=$3
+        find_run || fail 66 "no run $id"
+        hand_over attach "$id" "$out_at" "$err_at"
+        attach_found
+        ;;
+    signal)
+        case ${2-} in cancel | timeout) ;; *) fail 64 'usage: signal NONCE ID cancel|timeout' ;; esac
+        check_id "$1" || fail 64 'bad argument'
+        find_run || fail 66 "no run $id"
+        hand_over signal "$id" "$2"
+        signal_run "$2"
+        ;;
+    answer)
+        [ $# -eq 3 ] || fail 64 'usage: answer NONCE ID CALL LENGTH'
+        check_id "$1" && is_call "$2" && is_number "$3" || fail 64 'bad argument'
+        find_run || fail 66 "no run $id"
+        hand_over answer "$id" "$2" "$3"
+        take_answer "$2" "$3"
+        ;;
+    forget) forget_all "$@" ;;
+    list) list_all ;;
+    version) ;;
+    *) fail 64 "unknown verb: $verb" ;;
+    esac
+}
+
+fail() {
+    printf 'cronium: %s\n' "$2" >&2
+    exit "$1"
+}
+
+is_name() {
+    case $1 in '' | .* | *[!A-Za-z0-9._-]*) return 1 ;; esac
+    [ ${#1} -le 200 ]
+}
+
+is_number() {
+    # A leading zero would make it octal.
+    case $1 in 0) return 0 ;; [1-9]*) ;; *) return 1 ;; esac
+    case $1 in *[!0-9]*) return 1 ;; esac
+    [ ${#1} -le 15 ]
+}
+
+check_id() {
+    id=$1
+    is_name "$id"
+}
+
+# Of a call, as a helper makes it up.
+is_call() {
+    case $1 in '' | *[!A-Za-z0-9._-]*) return 1 ;; esac
+    [ ${#1} -le 64 ]
+}
+
+check_own_digest() {
+    digest_of "$0"
+    [ -z "$sum" ] || [ "$sum" = "$1" ] || fail 65 'this runner differs from what was asked for'
+}
+
+# Sets sum; empty where the server has no tool for it.
+digest_of() {
+    if command -v sha256sum >/dev/null 2>&1; then sum=$(sha256sum <"$1")
+    elif command -v shasum >/dev/null 2>&1; then sum=$(shasum -a 256 <"$1")
+    elif command -v sha256 >/dev/null 2>&1; then sum=$(sha256 -q <"$1")
+    elif command -v openssl >/dev/null 2>&1; then sum=$(openssl dgst -sha256 <"$1")
+    else sum=$(busybox sha256sum <"$1" 2>/dev/null); fi
+    # "hex  -" by most, "SHA2-256(stdin)= hex" by openssl
+    case $sum in *'= '*) sum=${sum##*= } ;; *) sum=${sum%% *} ;; esac
+}
+
+# Forks nothing on Linux: it is on the way of every run.
+know_here() {
+    uid='' mask='' boot='' host=''
+    { while read -r key value rest; do
+        case $key in
+        Umask:) mask=$value ;;
+        Uid:) uid=${rest%%[!0-9]*} && break ;;
+        esac
+    done </proc/self/status; } 2>/dev/null
+    [ -n "$uid" ] || uid=$(id -u)
+    [ -n "$mask" ] || mask=$(umask)
+    umask 077
+    { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null ||
+        boot=$(sysctl -n kern.bootsessionuuid 2>/dev/null || sysctl -n kern.boot_id 2>/dev/null)
+    case $boot in '' | *[!A-Za-z0-9-]*) boot=unknown ;; esac
+    { read -r host </proc/sys/kernel/hostname; } 2>/dev/null || host=$(uname -n)
+    roots="/var/tmp/cronium-$uid /tmp/cronium-$uid"
+    case ${HOME-} in
+    *[!A-Za-z0-9._/-]*) ;;
+    /*) roots="${HOME%/}/.cache/cronium $roots" ;;
+    esac
+}
+
+# Sets root and run.
+find_run() {
+    for root in $roots; do
+        run=$root/runs/$id
+        [ -h "$run/go" ] && is_ours "$root" && return 0
+    done
+    return 1
+}
+
+# A run is served to its end by the artifact that started it.
+hand_over() {
+    starter=''
+    { read -r starter <"$run/artifact"; } 2>/dev/null
+    case $starter in "$artifact" | '' | *[!0-9a-f]*) return ;; esac
+    over=$1
+    shift
+    for other in $roots; do
+        [ -f "$other/runner-$starter" ] && is_ours "$other" &&
+            exec sh "$other/runner-$starter" "+$over" "$nonce" "$@"
+    done
+}
+
+# Sets target.
+read_link() {
+    target=$(ls -ld "$1" 2>/dev/null)
+    case $target in *' -> '*) target=${target##* -> } ;; *) target='' ;; esac
+}
+
+read_claim() {
+    read_link "$run/go"
+    supervisor=${target%%.*} target=${target#*.}
+    supervisor_started=${target%%.*} target=${target#*.}
+    supervisor_boot=${target%%.*} calls=calls.${target#*.}
+}
+
+supervisor_lives() {
+    [ "$supervisor_boot" = "$boot" ] && is_process "$supervisor" "$supervisor_started"
+}
+
+# On a home that hosts share, a pid or a boot id of another host tells us nothing.
+is_elsewhere() {
+    owner_host=''
+    { read -r owner_host <"$run/host"; } 2>/dev/null
+    [ -n "$owner_host" ] && [ "$owner_host" != "$host" ]
+}
+
+is_lost() {
+    ! is_elsewhere && ! supervisor_lives && [ ! -h "$run/exit" ]
+}
+
+# One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
+run_all() {
+    # Before the header: a spare has the time.
+    find_nest
+    find_detacher
+    note_date
+    while [ "$served" -lt "$most_served" ]; do
+        header=''
+        IFS= read -r header || {
+            # A spare that was not needed.
+            [ -n "$header" ] || exit 0
+            fail 66 'half a header: nothing was started'
+        }
+        # shellcheck disable=SC2086  # words, to be split
+        set -f && set -- $header && set +f
+        case ${1-} in
+        forget)
+            shift
+            # Whatever becomes of it is told, and the next run not held up by it.
+            (forget_all "$@") 2>/dev/null
+            printf 'f %s\n' "$?" || exit 74
+            ;;
+        *) run_one "$@" ;;
+        esac
+        served=$((served + 1))
+    done
+}
+served=0
+
+# Sets uptime_date, the time of day of uptime 0, for which no other call is needed then.
+note_date() {
+    uptime_date=''
+    read_clock
+    [ -z "$uptime" ] || uptime_date=$(($(date +%s) - clock_s))
+}
+
+# The payload is lines, their number announced, where it is short and plain; else all that follows.
+run_one() {
+    # What waited may have been deleted meanwhile.
+    [ -s "$0" ] || fail 65 'this runner is gone'
+    [ $# -eq 6 ] || fail 64 'bad header'
+    check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
+        fail 64 'bad header'
+    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left=''
+    # The wait for this is no jump of the clock.
+    last_s=''
+    [ "$digest" != lines ] || lines_left=$length
+    # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
+    for attempt in 1 2 3; do
+        if is_forgotten; then
+            drain_stdin
+            printf 'x 125 forgotten 0 0\n' || exit 74
+            return
+        fi
+        if find_run; then
+            drain_stdin
+            hand_over attach "$id" "$out_at" "$err_at"
+            attach_found
+            return
+        fi
+        [ -z "$received" ] || break
+        # Somebody has had output of it: it did start, and is gone.
+        [ "$out_at" = 0 ] && [ "$err_at" = 0 ] || fail 66 "no run $id"
+        have_helpers || unpack_helpers || fail 73 "the helpers could not be put into $helpers"
+        make_room
+        receive_payload
+        launch
+        case $verdict in
+        new*)
+            attach_started
+            return
+            ;;
+        esac
+    done
+    case $verdict in full) fail 73 "no room for the output in $root" ;; esac
+    fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
+}
+
+# Sets nest to our own cgroup where runs can have one of their own below it; forks nothing. Only the two
+# usual places of cgroup v2 are looked at: a list of mounts is long where there are containers.
+find_nest() {
+    nest='' ours=''
+    { while IFS= read -r line; do
+        case $line in 0::/*) ours=${line#0::} ;; esac
+    done </proc/self/cgroup; } 2>/dev/null
+    case $ours in '' | *..*) return ;; esac
+    for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
+        [ -e "$top/cgroup.controllers" ] || continue
+        nest=$top${ours%/}
+        break
+    done
+    [ -w "$nest" ] && [ -w "$nest/cgroup.procs" ] || nest=''
+    # In a container that sees its host's cgroups our path is another's, whose pids are all 0 here.
+    one=''
+    [ -z "$nest" ] || { while read -r one && [ "$one" = 0 ]; do :; done <"$nest/cgroup.procs"; } 2>/dev/null
+    case $one in [1-9]*) ;; *) nest='' ;; esac
+}
+
+drain_stdin() {
+    [ -z "$received" ] || return 0
+    if [ -z "$lines_left" ]; then
+        cat >/dev/null
+    else
+        while [ "$lines_left" -gt 0 ] && read_payload_line; do :; done
+    fi
+}
+
+# They may have been deleted, one or all: what cleans /tmp goes by the age of each file.
+have_helpers() {
+    for file in $helper_files; do
+        [ -s "$helpers/$file" ] || return 1
+    done
+}
+
+# From behind the last line that the shell reads of us. Each file appears whole, and is the same in every
+# writing, so that nobody who does this at the same time is disturbed.
+unpack_helpers() {
+    new=$helpers/.new.$$.$nonce
+    for file in $helper_files; do
+        unpack_helper "$helpers/$file" 2>/dev/null || {
+            rm -f "$new"
+            return 1
+        }
+    done
+}
+
+unpack_helper() {
+    mkdir -p "${1%/*}" || return
+    # By cat, as a full disk is no reason for every sed to fail.
+    sed -e "1,\\|^===$file\$|d" -e '/^===/,$d' "$0" | cat >"$new" || return
+    [ -s "$new" ] && mv -f "$new" "$1"
+}
+
+# Makes this call's own part of the run directory, in the first root that can be written.
+make_room() {
+    warmer='' token=$$-$nonce-$served cgroup=${nest:+"$nest/cronium-$id-$$"}
+    for root in $roots; do
+        run=$root/runs/$id in=$root/runs/$id/in.$token
+        refuse_foreign
+        # The cgroup last, for it is no reason to fail.
+        mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
+            [ -d "$run/calls.$token" ] || continue
+        warm_cgroup
+        # Whoever may write beside the root could have put one there meanwhile.
+        refuse_foreign
+        # Written and not only asked: a full file system still takes directories. 64 KiB, that a
+        # script has at least the room to say what it met.
+        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null && return
+        drop_payload
+    done
+    fail 73 "no directory can be written, or no space is left: $roots"
+}
+
+# To enter a cgroup takes one RCU grace period, 10 ms and more, unless somebody just did: a child that
+# does so now has waited by the time the script would.
+warm_cgroup() {
+    if [ -d "$cgroup" ]; then
+        (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
+        warmer=$!
+    else
+        cgroup=''
+    fi
+}
+
+refuse_foreign() {
+    for place in "$root" "$root/runs" "$run"; do
+        [ ! -h "$place" ] || fail 69 "$place is a link: refused"
+        [ ! -e "$place" ] || is_ours "$place" || fail 69 "$place is not ours: refused"
+    done
+}
+
+receive_payload() {
+    if [ -n "$lines_left" ]; then
+        receive_lines
+        return
+    fi
+    cat >"$in/payload" 2>/dev/null || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+    received=1
+    exec 4<"$in/payload"
+    parse_payload || refuse_payload 'half a payload, or not one of ours'
+    # At once, on two processors: what was cut from a wrong payload is dropped.
+    cut_payload &
+    cutter=$!
+    exec 4<&-
+    digest_of "$in/payload"
+    wait "$cutter" || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+    if [ -z "$sum" ]; then
+        # No digest tool: the length is what is left to check.
+        # shellcheck disable=SC2046  # a number; some wc put blanks before it
+        [ $(wc -c <"$in/payload") -eq "$length" ] && sum=$digest
+    fi
+    [ "$sum" = "$digest" ] || refuse_payload 'half a payload or a wrong digest'
+}
+
+refuse_payload() {
+    drop_payload
+    fail 66 "$1: nothing was started"
+}
+
+# What a shell can read by itself: no process is started for it. A connection can end before the last
+# line, which is always the same, and cannot change what it carries.
+receive_lines() {
+    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
+    while read_payload_line && [ -n "$line" ]; do
+        parse_entry "${line%% *}" "${line#* }" || refuse_payload 'not a payload of ours'
+    done
+    [ -n "$interpreter" ] || refuse_payload 'half a payload, or not one of ours'
+    [ "$directory" -eq 0 ] || take_lines directory "$directory"
+    take_lines environment "$environment"
+    take_lines script "$script"
+    take_lines input "$input"
+    read_payload_line && [ "$line" = cronium-end ] || refuse_payload 'half a payload'
+    received=1
+}
+
+read_payload_line() {
+    lines_left=$((lines_left - 1))
+    IFS= read -r line
+}
+
+# Writes the next $2 lines to file $1, the last without its newline. By one printf, which mksh forks for.
+take_lines() {
+    left=$2 text=''
+    while [ "$left" -gt 0 ]; do
+        read_payload_line || refuse_payload 'half a payload'
+        left=$((left - 1))
+        text=$text$line
+        [ "$left" -eq 0 ] || text=$text$newline
+    done
+    { printf %s "$text" >"$in/$1"; } 2>/dev/null || {
+        drop_payload
+        fail 73 "no room for the payload in $root"
+    }
+}
+
+parse_payload() {
+    IFS= read -r line <&4
+    [ "$line" = 'cronium-payload 1' ] || return 1
+    interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
+    while IFS=' ' read -r key value <&4; do
+        [ -n "$key" ] || break
+        parse_entry "$key" "$value" || return
+    done
+    [ -n "$interpreter" ]
+}
+
+# Sizes are in bytes, or in lines where that is how they come.
+parse_entry() {
+    case $1 in
+    interpreter) is_name "$2" ;;
+    *) is_number "$2" ;;
+    esac || return
+    case $1 in
+    interpreter) interpreter=$2 ;;
+    output_limit) output_limit=$2 ;;
+    directory) directory=$2 ;;
+    environment) environment=$2 ;;
+    script) script=$2 ;;
+    input) input=$2 ;;
+    *) return 1 ;;
+    esac
+}
+
+cut_payload() {
+    [ "$directory" -eq 0 ] || cut_section directory "$directory" || return
+    cut_section environment "$environment" && cut_section script "$script" && cut_input
+}
+
+# Most jobs have none, and that a shell can read itself.
+cut_input() {
+    if [ "$input" -ne 4 ]; then
+        cut_section input "$input"
+        return
+    fi
+    IFS= read -r rest <&4
+    if [ "$rest" = null ]; then
+        printf null >"$in/input"
+    else
+        # Once more from the start, as some of it has been read.
+        exec 4<"$in/payload" && dd bs=$((length - 4)) skip=1 <&4 >"$in/input"
+    fi 2>/dev/null
+}
+
+cut_section() {
+    if [ "$2" -eq 0 ]; then
+        printf '' >"$in/$1"
+    else
+        dd bs="$2" count=1 <&4 >"$in/$1"
+    fi 2>/dev/null
+}
+
+# Sets verdict: "new PID START" once the supervisor has claimed the run; it closes the pipe then.
+launch() {
+    # yash reads by the locale it was started in, and the C locale knows no letter beyond ASCII.
+    lent_locale=''
+    [ -z "${YASH_VERSION-}" ] || [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || lent_locale=C.UTF-8
+    # shellcheck disable=SC2086  # words, to be split
+    verdict=$(
+        [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
+        # exec, for yash would stay as its parent, with the pipe in hand.
+        exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
+            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
+            "$uptime_date" </dev/null 2>/dev/null &
+    )
+}
+
+# Sets detacher: what puts a command in a session of its own, as words. Without one, it is left plain.
+find_detacher() {
+    if find_program setsid; then
+        detacher=$found
+    elif find_program perl; then
+        detacher="$found -MPOSIX -e POSIX::setsid();exec(@ARGV);exit(126)"
+    else
+        detacher=''
+    fi
 }
 
 # Just started by this very call, so nothing needs to be looked up.
@@ -1264,20 +1262,6 @@ pause() {
     trap '' URG
 }
 
-# For a run whose supervisor is gone without an exit record: ends what is left of it and says so.
-declare_lost() {
-    script_pid='' script_started=''
-    read_cgroup
-    if [ "$supervisor_boot" = "$boot" ]; then
-        { read -r script_pid script_started <script; } 2>/dev/null
-        end_tree "$script_pid" "$script_started"
-    fi
-    rm -rf in.*
-    measure_run
-    record_exit "125.lost.$elapsed.0"
-    [ -z "$cgroup" ] || leave_cgroup
-}
-
 signal_run() {
     cd "$run" 2>/dev/null || fail 66 "no run $id"
     [ ! -h exit ] || exit 0
@@ -1295,6 +1279,27 @@ signal_run() {
         fi
         nap
     done
+}
+
+# For a run whose supervisor is gone without an exit record: ends what is left of it and says so.
+declare_lost() {
+    script_pid='' script_started=''
+    read_cgroup
+    if [ "$supervisor_boot" = "$boot" ]; then
+        { read -r script_pid script_started <script; } 2>/dev/null
+        end_tree "$script_pid" "$script_started"
+    fi
+    rm -rf in.*
+    measure_run
+    record_exit "125.lost.$elapsed.0"
+    [ -z "$cgroup" ] || leave_cgroup
+}
+
+# Sets cgroup from the run's record, which the script could have changed: it names what will be killed.
+read_cgroup() {
+    cgroup=''
+    { IFS= read -r cgroup <"$run/cgroup"; } 2>/dev/null
+    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"cronium-$id-"*) ;; *) cgroup='' ;; esac
 }
 
 # In a name that is no call's until it is whole; where nobody waits any more it is dropped.
@@ -1393,6 +1398,8 @@ list_all() {
     done
 }
 
+# The janitor: what nobody forgot.
+
 sweep_daily() {
     day=''
     { read -r day <epoch; } 2>/dev/null
@@ -1415,22 +1422,6 @@ sweep_daily() {
     [ -z "$nest" ] || find "$nest"/cronium-* -depth -type d -mtime +1 -exec rmdir {} + 2>/dev/null
 }
 
-# True if boot $1 is this one and its uptime was $2 less than $3 days ago: the time of a file is only as
-# good as the time of day was, and that may have jumped.
-is_young() {
-    [ "$1" = "$boot" ] && is_number "$2" || return 1
-    age_s=$((clock_s - $2))
-    [ "$age_s" -ge 0 ] && [ "$age_s" -lt $(($3 * 86400)) ]
-}
-
-find_old_tombs() {
-    for path in $(find forgotten -type f -mtime +30 -print); do
-        tomb_boot='' tomb_s=''
-        { read -r tomb_boot tomb_s <"$path"; } 2>/dev/null
-        is_young "$tomb_boot" "$tomb_s" 30 || printf '%s\n' "$path"
-    done
-}
-
 bury_old() {
     # Depth 2 only: below it are the scripts' own files.
     for path in $(find . -path './*/*/*' -prune -o -path './*/exit' -type l -mtime +7 -print); do
@@ -1449,6 +1440,14 @@ is_young_run() {
     is_young "$supervisor_boot" "$run_began" 7
 }
 
+# True if boot $1 is this one and its uptime was $2 less than $3 days ago: the time of a file is only as
+# good as the time of day was, and that may have jumped.
+is_young() {
+    [ "$1" = "$boot" ] && is_number "$2" || return 1
+    age_s=$((clock_s - $2))
+    [ "$age_s" -ge 0 ] && [ "$age_s" -lt $(($3 * 86400)) ]
+}
+
 take_path() {
     id=${path#./}
     id=${id%/*} run=$root/runs/${id%/*}
@@ -1460,6 +1459,14 @@ drop_unclaimed() {
         pid=${path##*/in.}
         # Its starter may still be at it, if only the time of day says otherwise.
         take_path && [ ! -h "$run/go" ] && ! kill -0 "${pid%%-*}" 2>/dev/null && rm -rf "$run"
+    done
+}
+
+find_old_tombs() {
+    for path in $(find forgotten -type f -mtime +30 -print); do
+        tomb_boot='' tomb_s=''
+        { read -r tomb_boot tomb_s <"$path"; } 2>/dev/null
+        is_young "$tomb_boot" "$tomb_s" 30 || printf '%s\n' "$path"
     done
 }
 
