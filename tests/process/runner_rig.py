@@ -27,8 +27,6 @@ SHA256 = ARTIFACT.sha256
 NAME = f"runner-{ARTIFACT.version}"
 NONCE = "N0nce"
 SHELLS = ("dash", "bash", "busybox", "mksh", "yash")
-# A script after which the janitor is sure to sweep: it has to know the day for that.
-UNTIL_DATED = b"until [ -s ../epoch ]; do sleep 0.01; done"
 # A bound for what takes milliseconds: only a defect, or a machine at its limits, gets near it.
 PATIENCE_SECONDS = 30.0
 
@@ -348,8 +346,9 @@ class Server:
                 Path(record.read_text().strip()).rmdir()
 
     def _supervisors(self) -> list[int]:
-        words = {b"+supervise", self.inside(self.root).encode()}
-        return [pid for pid in _pids() if words <= _words(pid, "cmdline")]
+        verbs, root = {b"+supervise", b"+sweep"}, self.inside(self.root).encode()
+        lines = {pid: _words(pid, "cmdline") for pid in _pids()}
+        return [pid for pid, words in lines.items() if root in words and words & verbs]
 
 
 def new_id() -> str:

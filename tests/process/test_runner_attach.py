@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tests.process.runner_rig import (
     ARTIFACT,
     NAME,
     SHELLS,
-    UNTIL_DATED,
     Call,
     Server,
     carriers,
@@ -39,6 +39,7 @@ echo last
 """
 CHATTER_OUT = b"".join(b"line %d\n" % i for i in range(40)) + bytes(2_000_000) + b"last\n"
 CHATTER_ERR = b"".join(b"error %d\n" % i for i in range(40))
+OTHER_BOOT = "0b5e1f00-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(params=SHELLS)
@@ -59,6 +60,13 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
     with serving(tmp_path_factory.mktemp("silent"), "dash") as one:
         run_id = new_id()
         yield one, run_id, one.start(run_id, payload(b"sleep 600"), limit_seconds=600)
+
+
+def claim_for_another_boot(server: Server, run_id: str) -> None:
+    claim = server.directory(run_id) / "go"
+    pid, start, _, token = claim.readlink().name.split(".", 3)
+    claim.unlink()
+    claim.symlink_to(f"{pid}.{start}.{OTHER_BOOT}.{token}")
 
 
 def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
@@ -221,7 +229,7 @@ def test_a_claim_of_another_boot_or_of_a_recycled_pid_is_lost(server: Server, st
     pid, start, boot, token = claim.readlink().name.split(".", 3)
     claim.unlink()
     if stale == "boot":
-        boot = "0b5e1f00-0000-4000-8000-000000000000"
+        boot = OTHER_BOOT
     else:
         kill_if_alive(int(pid))
         pid = str(os.getpid())
@@ -314,6 +322,24 @@ def test_list_tells_state_and_sizes(server: Server) -> None:
     assert rows[running][0] == "running"
 
 
+def test_list_tells_ages_also_of_runs_of_another_boot(server: Server) -> None:
+    here, rebooted = new_id(), new_id()
+    for run_id in (here, rebooted):
+        server.run(run_id, payload(b""))
+        server.wait_for_the_janitor(run_id)
+    uptime = int(float(Path("/proc/uptime").read_text().split()[0]))
+    (server.directory(here) / "began").write_text("0 0\n")
+    claim_for_another_boot(server, rebooted)
+    day_ago = time.time() - 86_400
+    os.utime(server.directory(rebooted) / "began", (day_ago, day_ago))
+
+    rows = {head.split()[0]: head.split()[1:] for head in server.ask("list")[1].heads[2:]}
+
+    for run_id, age in ((here, uptime), (rebooted, 86_400)):
+        assert rows[run_id][0] == "ended"
+        assert age <= int(rows[run_id][1]) < age + 60
+
+
 def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     run_id = new_id()
     dash.run(run_id, payload(b"echo old"))
@@ -330,12 +356,9 @@ def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     ]
 
 
-OTHER_BOOT = "0b5e1f00-0000-4000-8000-000000000000"
-
-
 def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -> None:
     def check(server: Server) -> None:
-        week_old, rebooted, fresh, going, foreign, last = (new_id() for _ in range(6))
+        week_old, rebooted, fresh, going, foreign, last, other = (new_id() for _ in range(7))
         for run_id in (week_old, rebooted, fresh, foreign):
             server.run(run_id, payload(b""))
             server.wait_for_the_janitor(run_id)
@@ -346,9 +369,7 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
         for run_id in (week_old, rebooted, foreign, going):
             claim = server.directory(run_id) / "go"
             if run_id == rebooted:
-                pid, start, _, token = claim.readlink().name.split(".", 3)
-                claim.unlink()
-                claim.symlink_to(f"{pid}.{start}.{OTHER_BOOT}.{token}")
+                claim_for_another_boot(server, run_id)
             else:
                 # Before any uptime, for the machine may have been up for minutes.
                 (server.directory(run_id) / "began").write_text("-700000 0\n")
@@ -370,7 +391,7 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
         for stamp in server.root.glob("swept.*"):
             stamp.unlink()
 
-        server.run(last, payload(UNTIL_DATED))
+        server.run(last, payload(b""))
 
         server.wait_for_the_janitor(last)
         assert not (server.root / "runner-000000000001").exists()
@@ -383,6 +404,13 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
         assert {path.name for path in tombs.iterdir()} == {week_old, rebooted}
         assert all(server.directory(run_id).exists() for run_id in (fresh, going, foreign))
         assert {path.name for path in server.root.glob("runner-*")} == {NAME, "runner-000000000002"}
+
+        # and not twice a day
+        (server.root / "runner-000000000001").write_text("")
+        os.utime(server.root / "runner-000000000001", (long_ago, long_ago))
+        server.run(other, payload(b""))
+        server.wait_for_the_janitor(other)
+        assert (server.root / "runner-000000000001").exists()
 
     in_every_shell(tmp_path, check, edits={"settle_s=3600": "settle_s=0"})
 

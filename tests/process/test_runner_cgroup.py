@@ -12,7 +12,6 @@ import pytest
 
 from tests.process.runner_rig import (
     SHELLS,
-    UNTIL_DATED,
     Options,
     Server,
     in_every_shell,
@@ -235,7 +234,7 @@ def test_what_a_script_leaves_on_purpose_keeps_its_cgroup_until_it_ends(
             os.utime(ours / kept, (LONG_AGO, LONG_AGO))
             for stamp in server.root.glob("swept.*"):
                 stamp.unlink()
-            server.run(new_id(), payload(UNTIL_DATED))
+            server.run(new_id(), payload(b""))
 
         wait_until(lambda: children(ours) == [], "the cgroup is removed")
 
@@ -252,7 +251,7 @@ def test_the_janitor_leaves_young_cgroups_and_those_in_use(ours: Path, tmp_path:
         ) as server,
     ):
         wait_until(lambda: members(ours), "it is in use")
-        server.run(new_id(), payload(UNTIL_DATED))
+        server.run(new_id(), payload(b""))
 
         left = ["cronium-used", "cronium-young", "other"]
         wait_until(lambda: children(ours) == left, "the janitor swept")

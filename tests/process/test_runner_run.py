@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.process.runner_rig import (
     NONCE,
     SHA256,
     SHELLS,
+    SOURCE,
     Call,
     Server,
     line_message,
@@ -367,6 +369,49 @@ def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
         call.finish()
         assert not any(head.startswith(("cronium", "r ")) for head in call.heads)
     assert not (server.home / "started").exists()
+
+
+# The line behind which a supervisor reads nothing.
+LEFT_UNREAD = b'[ "${1-}" != +supervise ] || supervise "$@"\n'
+
+
+def test_the_supervisor_calls_nothing_that_it_has_not_read() -> None:
+    read, unread = SOURCE.read_bytes().split(LEFT_UNREAD)
+    names = set(re.findall(rb"^(\w+)\(\) \{$", unread, re.MULTILINE))
+    code = re.sub(rb"^ *#.*$", b"", read, flags=re.MULTILINE)
+
+    assert names
+    # "+sweep" is no call of ours.
+    called = {name for name in names if re.search(rb"(?<![-$+\w])%b(?![-=\w])" % name, code)}
+    assert called == set()
+
+
+@pytest.mark.parametrize("ending", ["exit", "cancel", "timeout", "output_limit"])
+def test_a_supervisor_needs_no_more_of_the_runner_than_it_reads(
+    server: Server, ending: str
+) -> None:
+    whole = server.runner.read_bytes()
+    run_id = new_id()
+    call = server.call("run")
+    call.read_until(lambda call: call.heads != [])
+    # Another file of that name: the call has its own open.
+    server.runner.unlink()
+    server.runner.write_bytes(whole[: whole.index(LEFT_UNREAD) + len(LEFT_UNREAD)])
+    script = b"echo on; exit 3" if ending == "exit" else b"echo on; sleep 25"
+    limit = 1 if ending == "output_limit" else 1 << 20
+    body = payload(script, output_limit=limit)
+    call.send(server.message(run_id, body, limit_seconds=1 if ending == "timeout" else 60))
+    call.send_eof()
+    call.read_until(lambda call: call.out != b"")
+
+    if ending == "cancel":
+        server.runner.unlink()
+        server.runner.write_bytes(whole)
+        assert server.ask("signal", run_id, "cancel")[0] == 0
+
+    call.finish()
+    codes = {"exit": 3, "cancel": 130, "timeout": 124, "output_limit": 137}
+    assert (call.out, call.end) == (b"on\n", (codes[ending], ending))
 
 
 @pytest.mark.parametrize(

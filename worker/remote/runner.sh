@@ -116,17 +116,15 @@ find_program() {
 # The supervisor: one for each run, and on the way to the script's first instruction.
 
 supervise() {
-    root=$1 id=$2 token=$3 limit_s=$4 interpreter=$5 output_limit=$6 script_mask=$7 lent_locale=$8
-    cgroup=$9 nest=${9%/*}
-    shift 9
-    uptime_date=$1 woken=''
+    nonce=$2 root=$3 id=$4 token=$5 limit_s=$6 interpreter=$7 output_limit=$8
+    shift 8
+    # What its starter has found out already.
+    mask=$1 lent_locale=$2 cgroup=$3 boot=$4 host=$5 roots=$6 detacher=$7
+    run=$root/runs/$id in=in.$token woken=''
     # Handled, not ignored: the script would inherit an ignored signal.
     trap 'woken=1' HUP TERM URG
-    know_here
-    mask=$script_mask run=$root/runs/$id in=in.$token
     cd "$run" || exit
     exec 3>&1 >/dev/null
-    find_detacher
     identify $$
     supervisor_started=$started
     claim
@@ -137,13 +135,9 @@ supervise() {
     # It begins between two seconds, where sleep can, for that is when scripts that sleep go on.
     (sleep 0.4; while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
     ticker=$!
-    if [ -n "$uptime_date" ]; then
-        { printf '%s\n' $((uptime_date + began_s)) >epoch; } 2>/dev/null
-    else
-        date +%s >epoch &
-    fi
     watch
     finish
+    sweep_daily
     exit 0
 }
 
@@ -371,7 +365,15 @@ finish() {
     # Not for all: a script that nothing could kill would keep us for ever.
     wait "$remover"
     [ -z "$cgroup" ] || leave_cgroup
-    sweep_daily
+}
+
+# By a call of its own, which reads what we have left unread.
+sweep_daily() {
+    read_clock
+    [ -z "$uptime" ] || [ "$clock_s" -ge "$settle_s" ] || return
+    # Per artifact, as this also marks it as in use.
+    stamp=$root/swept.$artifact.$boot.$((clock_s / 86400))
+    [ ! -e "$stamp" ] && { printf '' >"$stamp"; } 2>/dev/null && exec sh "$0" +sweep "$nonce" "$root"
 }
 
 # A link, for a file renamed into place on a full disk was found empty.
@@ -556,18 +558,26 @@ find_group_by_ps() {
     done
 }
 
+name_artifact "$0"
+# A shell reads a script as it runs it: all that follows costs the start of a run nothing.
+[ "${1-}" != +supervise ] || supervise "$@"
+
 # The calls: what is asked of this server.
 
 main() {
     verb=${1-} nonce=${2-}
-    name_artifact "$0"
     is_name "$nonce" && [ ${#nonce} -le 64 ] || fail 64 'usage: sh runner VERB NONCE [ARGUMENT...]'
     shift 2
     case $verb in
-    +supervise) supervise "$@" ;;
     # For the installer.
     +unpack)
         unpack_helpers
+        exit
+        ;;
+    # For the supervisor.
+    +sweep)
+        know_here
+        sweep "$1"
         exit
         ;;
     # The verb was handed over by another artifact, which has greeted already.
@@ -731,7 +741,6 @@ run_all() {
     # Before the header: a spare has the time.
     find_nest
     find_detacher
-    note_date
     while [ "$served" -lt "$most_served" ]; do
         header=''
         IFS= read -r header || {
@@ -754,13 +763,6 @@ run_all() {
     done
 }
 served=0
-
-# Sets uptime_date, the time of day of uptime 0, for which no other call is needed then.
-note_date() {
-    uptime_date=''
-    read_clock
-    [ -z "$uptime" ] || uptime_date=$(($(date +%s) - clock_s))
-}
 
 # The payload is lines, their number announced, where it is short and plain; else all that follows.
 run_one() {
@@ -1034,7 +1036,7 @@ launch() {
         # exec, for yash would stay as its parent, with the pipe in hand.
         exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
             "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
-            "$uptime_date" </dev/null 2>/dev/null &
+            "$boot" "$host" "$roots" "$detacher" </dev/null 2>/dev/null &
     )
 }
 
@@ -1267,7 +1269,7 @@ signal_run() {
     [ ! -h exit ] || exit 0
     is_elsewhere && fail 66 "the run is on host $owner_host, not here"
     # A name for a file that exists is to be had where a new file is not.
-    { printf '' >"stop.$1"; } 2>/dev/null || mv -f epoch "stop.$1" 2>/dev/null || fail 73 "no room in $root"
+    { printf '' >"stop.$1"; } 2>/dev/null || mv -f began "stop.$1" 2>/dev/null || fail 73 "no room in $root"
     read_claim
     until [ -h exit ]; do
         [ -h go ] || fail 66 "no run $id"
@@ -1374,7 +1376,7 @@ bury_unknown() {
 }
 
 list_all() {
-    now=$(date +%s)
+    read_clock
     for root in $roots; do
         is_ours "$root" || continue
         for run in "$root"/runs/*; do
@@ -1382,34 +1384,38 @@ list_all() {
             id=${run##*/}
             cd "$run" 2>/dev/null || continue
             state=running
+            read_claim
             if [ -h exit ]; then
                 state=ended
-            else
-                read_claim
-                is_lost && state=lost
+            elif is_lost; then
+                state=lost
             fi
             measure_spool
-            started_at=$now
-            { read -r started_at <epoch; } 2>/dev/null
-            age=$((now - ${started_at:-now}))
-            [ "$age" -ge 0 ] || age=0
+            measure_age
             printf '%s %s %s %s %s\n' "$id" "$state" "$age" "$out_size" "$err_size"
         done
     done
 }
 
+# Sets age, in s; by the time of day where there is no uptime, or it is that of another boot.
+measure_age() {
+    age=0 run_began=''
+    { read -r run_began rest <began; } 2>/dev/null
+    if [ -n "$uptime" ] && [ "$supervisor_boot" != "$boot" ]; then
+        run_began=$(date -r began +%s 2>/dev/null)
+        is_number "$run_began" && age=$(($(date +%s) - run_began))
+    else
+        is_number "$run_began" && age=$((clock_s - run_began))
+    fi
+    [ "$age" -ge 0 ] || age=0
+}
+
 # The janitor: what nobody forgot.
 
-sweep_daily() {
-    day=''
-    { read -r day <epoch; } 2>/dev/null
-    case $day in '' | *[!0-9]*) return ;; esac
+sweep() {
+    root=$1
     read_clock
-    [ -z "$uptime" ] || [ "$clock_s" -ge "$settle_s" ] || return 0
-    # Per artifact, as this also marks it as in use.
-    stamp=$root/swept.$artifact.$((day / 86400))
-    [ ! -e "$stamp" ] || return 0
-    { printf '' >"$stamp"; } 2>/dev/null || return 0
+    find_nest
     touch "$0"
     cd "$root/runs" || return
     bury_old
