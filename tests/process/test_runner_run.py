@@ -371,6 +371,23 @@ def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
     assert not (server.home / "started").exists()
 
 
+@pytest.mark.parametrize("record", ["whole", "half", "missing"])
+def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server, record: str) -> None:
+    (server.bin / "ls").write_text('#!/bin/sh\necho >>"$HOME/looks"\nexec /bin/ls "$@"\n')
+    (server.bin / "ls").chmod(0o755)
+    if record == "half":
+        # As where the disk was full.
+        text = server.runner.read_text()
+        assert "printf '%s\\n' \"$1\" >record" in text
+        server.runner.write_text(text.replace("'%s\\n' \"$1\" >record", '%.4s "$1" >record'))
+    script = b"mkdir ../record; exit 3" if record == "missing" else b"exit 3"
+
+    call = server.run(new_id(), payload(script))
+
+    assert (call.heads[2:-1], call.end) == (["r new 0"], (3, "exit"))
+    assert (server.home / "looks").exists() == (record != "whole")
+
+
 # The line behind which a supervisor reads nothing.
 LEFT_UNREAD = b'[ "${1-}" != +supervise ] || supervise "$@"\n'
 

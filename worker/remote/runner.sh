@@ -376,8 +376,10 @@ sweep_daily() {
     [ ! -e "$stamp" ] && { printf '' >"$stamp"; } 2>/dev/null && exec sh "$0" +sweep "$nonce" "$root"
 }
 
-# A link, for a file renamed into place on a full disk was found empty.
+# A link, for a file renamed into place on a full disk was found empty. The file says the same to who
+# waits, and takes no program to read.
 record_exit() {
+    { printf '%s\n' "$1" >record; } 2>/dev/null
     until ln -s "$1" exit 2>/dev/null || [ -h exit ] || [ ! -h go ]; do
         sleep 1
     done
@@ -1129,18 +1131,19 @@ follow_quietly() {
     tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0
     [ "$state" != attached ] || tell_what_was_said
     while :; do
-        ended=''
+        ended='' exit_record=''
         [ -h exit ] && ended=1
         if is_replaced; then
             printf 't\n'
             exit 0
         fi
         sent=0
-        if [ -n "$ended" ] || [ -s out ] || [ -s err ]; then
+        if [ -s out ] || [ -s err ]; then
             measure_spool
             send_waiting
         fi
         if [ -n "$ended" ]; then
+            [ -n "$exit_record" ] || read_record || measure_spool
             # Of what is said while a worker leaves and another comes, only the helper knows when it
             # has been heard. Where there was one worker only, it has heard all.
             [ "$state" = new ] || tell_what_was_said
@@ -1156,6 +1159,16 @@ follow_quietly() {
         choose_tick
         [ "$sent" -ge "$piece" ] || pause
     done
+}
+
+# Sets exit_record, where the file is whole; written before the link, it is as true as that.
+read_record() {
+    { read -r exit_record <record; } 2>/dev/null || return
+    case $exit_record in
+    *[!a-z0-9._]* | *.*.*.*.*) return 1 ;;
+    [0-9]*.[a-z]*.[0-9]*.[0-9]*) ;;
+    *) return 1 ;;
+    esac
 }
 
 # Sets fresh: calls that wait and that this attachment has not told yet. Forks nothing.
