@@ -126,6 +126,36 @@ def test_an_attacher_is_told_how_long_a_run_has_lasted(clock: Surroundings, tmp_
         assert lasted - 3 < told < lasted + 10
 
 
+def test_list_tells_how_long_ago_a_run_began(clock: Surroundings, tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        server.run(run_id, payload(b""))
+        server.wait_for_the_janitor(run_id)
+        began = server.directory(run_id) / "began"
+        seconds, rest = began.read_text().split()
+        began.write_text(f"{int(seconds) - 20} {rest}\n")
+
+        assert 20 <= int(server.ask("list")[1].heads[2].split()[2]) < 50
+
+    in_every_shell(tmp_path, check, surroundings=clock)
+
+
+def test_the_janitor_sweeps_by_either_clock(clock: Surroundings, tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        (old := server.root / "runner-000000000001").write_text("")
+        os.utime(old, (LONG_AGO, LONG_AGO))
+        run_id = new_id()
+
+        server.run(run_id, payload(b""))
+
+        server.wait_for_the_janitor(run_id)
+        assert not old.exists()
+        assert len(list(server.root.glob("swept.*"))) == 1
+
+    edits = {"settle_s=3600": "settle_s=0"}
+    in_every_shell(tmp_path, check, surroundings=clock, edits=edits)
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_janitor_deletes_nothing_that_only_looks_old(tmp_path: Path, shell: str) -> None:
     """What it sees after the time of day has gone forth by years."""
