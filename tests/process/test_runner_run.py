@@ -378,8 +378,8 @@ def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server, record
     if record == "half":
         # As where the disk was full.
         text = server.runner.read_text()
-        assert "printf '%s\\n' \"$1\" >record" in text
-        server.runner.write_text(text.replace("'%s\\n' \"$1\" >record", '%.4s "$1" >record'))
+        assert 'echo "$1" >record' in text
+        server.runner.write_text(text.replace('echo "$1" >record', 'printf %.4s "$1" >record'))
     script = b"mkdir ../record; exit 3" if record == "missing" else b"exit 3"
 
     call = server.run(new_id(), payload(script))

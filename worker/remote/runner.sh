@@ -129,7 +129,7 @@ supervise() {
     supervisor_started=$started
     claim
     start_script
-    printf 'new %s %s\n' "$$" "$supervisor_started" >&3 2>/dev/null
+    echo "new $$ $supervisor_started" >&3 2>/dev/null
     exec 3>&-
     # After the pipe was closed: mksh keeps a copy of it in what it starts. $$ is us, also in there.
     # It begins between two seconds, where sleep can, for that is when scripts that sleep go on.
@@ -141,8 +141,9 @@ supervise() {
     exit 0
 }
 
+# What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
 claim() {
-    { printf '' >>out && printf '' >>err; } 2>/dev/null || give_up full
+    { true >>out && true >>err; } 2>/dev/null || give_up full
     read_clock
     began_s=$clock_s began_ms=$clock_ms
     ln -s "$$.$supervisor_started.$boot.$token" go 2>/dev/null || give_up taken
@@ -153,7 +154,7 @@ claim() {
         give_up taken
     fi
     { printf '%s\n' "$host" >host
-        printf '%s\n' "$artifact" >artifact
+        echo "$artifact" >artifact
         write_began
         [ -z "$cgroup" ] || printf '%s\n' "$cgroup" >cgroup; } 2>/dev/null
 }
@@ -161,7 +162,7 @@ claim() {
 # For others, who know nothing of the jumps that we have seen.
 write_began() {
     written_s=$jumped_s
-    { printf '%s %s\n' "$((began_s + jumped_s))" "$began_ms" >began; } 2>/dev/null
+    { echo "$((began_s + jumped_s)) $began_ms" >began; } 2>/dev/null
 }
 
 is_claimed_twice() {
@@ -198,7 +199,7 @@ start_script() {
     script_pid=$!
     identify "$script_pid"
     script_started=$started
-    { printf '%s %s\n' "$script_pid" "$script_started" >script; } 2>/dev/null
+    { echo "$script_pid $script_started" >script; } 2>/dev/null
 }
 
 probe_signals() {
@@ -379,7 +380,7 @@ sweep_daily() {
 # A link, for a file renamed into place on a full disk was found empty. The file says the same to who
 # waits, and takes no program to read.
 record_exit() {
-    { printf '%s\n' "$1" >record; } 2>/dev/null
+    { echo "$1" >record; } 2>/dev/null
     until ln -s "$1" exit 2>/dev/null || [ -h exit ] || [ ! -h go ]; do
         sleep 1
     done
@@ -1061,7 +1062,7 @@ attach_started() {
     exec 4<out 5<err
     take_over
     state=new
-    printf 'r new 0\n'
+    echo 'r new 0'
     follow
 }
 
