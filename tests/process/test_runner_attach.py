@@ -219,6 +219,24 @@ def test_a_run_whose_supervisor_is_killed_is_lost_and_nothing_of_it_goes_on(tmp_
     in_every_shell(tmp_path, check)
 
 
+def test_a_run_goes_on_whose_starter_dies_before_it_hears_of_it(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.call("run")
+        call.send(message(run_id, payload(b"sleep 2; echo well")))
+        call.send_eof()
+        claim = server.directory(run_id) / "go"
+        wait_until(claim.is_symlink, "it is claimed")
+        call.kill()
+
+        status, again = server.ask("attach", run_id, "0", "0")
+
+        assert (status, again.out, again.end) == (0, b"well\n", (0, "exit"))
+
+    started = "    start_script\n"
+    in_every_shell(tmp_path, check, edits={started: f"{started}    sleep 1\n"})
+
+
 @pytest.mark.parametrize("stale", ["boot", "start"])
 def test_a_claim_of_another_boot_or_of_a_recycled_pid_is_lost(server: Server, stale: str) -> None:
     run_id = new_id()

@@ -121,8 +121,8 @@ supervise() {
     # What its starter has found out already.
     mask=$1 lent_locale=$2 cgroup=$3 boot=$4 host=$5 roots=$6 detacher=$7
     run=$root/runs/$id in=in.$token woken=''
-    # Handled, not ignored: the script would inherit an ignored signal.
-    trap 'woken=1' HUP TERM URG
+    # Handled, not ignored: the script would inherit an ignored signal. PIPE is of a starter that died.
+    trap 'woken=1' HUP TERM URG PIPE
     cd "$run" || exit
     exec 3>&1 >/dev/null
     identify $$
@@ -214,7 +214,7 @@ become_script() {
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
     exec </dev/null >>out 2>>err 3>&-
-    trap - HUP TERM URG
+    trap - HUP TERM URG PIPE
     umask "$mask"
     directory=$run/work.$token
     if [ -e "$in/directory" ]; then
