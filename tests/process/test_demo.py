@@ -100,7 +100,7 @@ def test_a_demo_that_is_interrupted_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_two_demos_do_not_share_a_directory(tmp_path: Path) -> None:
-    with demo(tmp_path / "demo") as process:
+    with demo(tmp_path / "demo", "--keep") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("queue at")
         code, lines = play(tmp_path / "demo")
