@@ -15,8 +15,9 @@ SHOWN = 30
 @click.command
 @click.option("--minutes", type=click.FloatRange(min=0.05), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--as-app", is_flag=True, help="Claims have no tokens, as those of the app.")
 @click.option("--keep", is_flag=True, help="Keep the folder though nothing was found.")
-def main(minutes: float, seed: int, keep: bool) -> None:
+def main(minutes: float, seed: int, as_app: bool, keep: bool) -> None:
     """Kill and cut at random, and audit what has become of the jobs.
 
     The same seed gives the same jobs and the same faults at the same times; what the processes
@@ -24,7 +25,7 @@ def main(minutes: float, seed: int, keep: bool) -> None:
     """
     folder = Path(tempfile.mkdtemp(prefix=f"cronium-chaos-{seed}-"))
     click.echo(f"seed {seed}, {minutes:g} minutes, in {folder}")
-    verdict = run(folder, seed=seed, seconds=minutes * 60, echo=click.echo)
+    verdict = run(folder, seed=seed, seconds=minutes * 60, echo=click.echo, as_app=as_app)
     for line in verdict.table():
         click.echo(line)
     if verdict.is_good and not keep:

@@ -59,7 +59,14 @@ class Verdict:
         return f"jobs={self.statuses.total()} faults={self.faults.total()} {counts}"
 
 
-def run(folder: Path, *, seed: int, seconds: float, echo: Callable[[str], None]) -> Verdict:
+def run(
+    folder: Path,
+    *,
+    seed: int,
+    seconds: float,
+    echo: Callable[[str], None],
+    as_app: bool = False,
+) -> Verdict:
     """Faults and new jobs for so many seconds; then all is healed and ends within some minutes."""
     began = monotonic()
 
@@ -67,6 +74,7 @@ def run(folder: Path, *, seed: int, seconds: float, echo: Callable[[str], None])
         echo(f"{monotonic() - began:6.1f} s  seed {seed}  {text}")
 
     with open_stage(folder, say) as stage:
+        stage.api.hides_tokens = as_app
         faults = _strike_and_submit(stage, seed, seconds)
         say("no more faults: all is healed, and the jobs come to their ends")
         stage.heal()
