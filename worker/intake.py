@@ -128,7 +128,7 @@ class Intake:
             for job in refused:
                 await self._refuse(job)
             idle = 0 if claim.jobs else idle + 1
-            if claim.jobs:
+            if claim.jobs and claim.waited:
                 # What was claimed has its start told first, and more slots may be free by then.
                 await trio.sleep(REST_SECONDS)
             # A queue that says it waited and did not would be asked without end.

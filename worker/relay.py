@@ -75,8 +75,12 @@ class Relay:
         self.let_go: Callable[[str], object] = lambda _job_id: None
         # The token of the claim under which a job is ours, where the queue gives one.
         self.claim_of: Callable[[str], str | None] = lambda _job_id: None
-        # Up to when, in Unix milliseconds, the outbox is not looked at without news.
+        self._deliveries: trio.Nursery | None = None
+        # While nothing is to be looked for; `_rests_until` is in Unix milliseconds.
+        self._rest: trio.CancelScope | None = None
         self._rests_until = math.inf
+        # Whether something was due of a job in flight, or beyond what may be at once.
+        self._is_behind = True
         # By when the deliveries mean to have come round, by the loop's clock.
         self.due_at = math.inf
 
@@ -91,7 +95,6 @@ class Relay:
         self, make: Callable[[], Sequence[Entry]], *, also: Callable[[], object] | None = None
     ) -> None:
         """As `put`, of what `make` returns off the loop: much output takes a while to be read."""
-
         await self._put(make, also, self._now())
 
     async def put_row(
@@ -109,17 +112,20 @@ class Relay:
         also: Callable[[], object] | None,
         rows_due_at: int,
     ) -> None:
-        def keep() -> bool:
+        def keep() -> dict[str, list[QueuedEntry]]:
             entries = make()
+            jobs = dict.fromkeys(entry.job_id for entry in entries)
             with self._database.transaction():
                 self._outbox.put(entries, now=self._now(), rows_due_at=rows_due_at)
                 if also is not None:
                     also()
-            return any(entry.kind in FINAL_KINDS for entry in entries)
+                return {job: self._outbox.next_of(job, now=self._now()) for job in jobs}
 
-        is_due = await self._database.run(keep)
-        if is_due or rows_due_at < self._rests_until:
-            self._news.set()
+        for job_id, go in (await self._database.run(keep)).items():
+            if go:
+                self._take(job_id, go)
+            else:
+                self._wake_by(rows_due_at)
 
     async def put_last(
         self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object]
@@ -205,42 +211,62 @@ class Relay:
     async def run(self) -> NoReturn:
         """Deliver what is due, and go on; what fails for a passing reason is tried for ever."""
         async with trio.open_nursery() as nursery:
-            while True:
-                self.due_at = trio.current_time() + LOOK_SECONDS
-                self._news, self._rests_until = trio.Event(), math.inf
-                room = CONCURRENT_DELIVERIES - len(self._in_flight)
-                next_due_at = None
-                if room:
-                    look = partial(self._look, frozenset(self._in_flight), room, self._now())
+            self._deliveries = nursery
+            try:
+                while True:
+                    self.due_at = trio.current_time() + LOOK_SECONDS
+                    self._news, self._is_behind = trio.Event(), False
+                    look = partial(self._look, frozenset(self._in_flight), self._now())
                     goes, next_due_at = await self._database.run(look)
                     for job_id, go in goes.items():
-                        if job_id not in self._in_flight:
-                            self._in_flight.add(job_id)
-                            nursery.start_soon(self._deliver, job_id, go)
-                await self._wait_for_work(next_due_at)
+                        self._take(job_id, go)
+                    await self._wait_for_work(next_due_at)
+            finally:
+                self._deliveries = None
 
     def _look(
-        self, in_flight: frozenset[str], room: int, now: int
+        self, in_flight: frozenset[str], now: int
     ) -> tuple[dict[str, list[QueuedEntry]], int | None]:
-        """What is due of so many jobs that are not in flight, and when something is that is not
-        yet."""
+        """What is due, with nothing to tell yet of jobs that are in flight; and when something is
+        that is not yet."""
         with self._database.transaction():
-            due = self._outbox.due_jobs(limit=room + len(in_flight), now=now)
-            jobs = [job_id for job_id in due if job_id not in in_flight][:room]
-            goes = {job_id: self._outbox.next_of(job_id, now=now) for job_id in jobs}
+            jobs = self._outbox.due_jobs(limit=CONCURRENT_DELIVERIES + 1, now=now)
+            goes = {
+                job_id: [] if job_id in in_flight else self._outbox.next_of(job_id, now=now)
+                for job_id in jobs
+            }
             return goes, self._outbox.next_due_at(after=now)
+
+    def _take(self, job_id: str, go: list[QueuedEntry]) -> None:
+        """Have what is due of a job delivered, unless that has to wait for a delivery."""
+        has_room = len(self._in_flight) < CONCURRENT_DELIVERIES
+        if go and has_room and job_id not in self._in_flight and self._deliveries is not None:
+            self._in_flight.add(job_id)
+            self._deliveries.start_soon(self._deliver, job_id, go)
+        else:
+            self._is_behind = True
 
     async def _wait_for_work(self, due_at: int | None) -> None:
         """Until something is due that was not when the outbox was looked at, or there is news.
 
-        What was due then is being delivered, or waits for that; the end of a delivery is news.
+        What is put is taken at once; what has to wait for a delivery is looked for at its end.
         """
         seconds = math.inf if due_at is None else (due_at - self._now()) / 1000
         self.due_at = trio.current_time() + DELIVERY_SECONDS if self._in_flight else math.inf
         seconds = min(max(0, seconds), IDLE_SECONDS)
         self._rests_until = self._now() + seconds * 1000
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds) as self._rest:
             await self._news.wait()
+        self._rest = None
+
+    def _wake_by(self, due_at: int) -> None:
+        """Look at the outbox by then."""
+        if self._rest is None:
+            self._news.set()
+        elif due_at < self._rests_until:
+            self._rests_until = due_at
+            seconds = max(0, (due_at - self._now()) / 1000)
+            self._rest.deadline = min(self._rest.deadline, trio.current_time() + seconds)
 
     async def say_live(self, job_id: str, execution_id: str, body: bytes) -> bool:
         """Tell a row what need not be kept; whether it was heard.
@@ -263,7 +289,9 @@ class Relay:
                 told = await self._tell(go)
                 go = await self._record(job_id, told)
                 for queued, verdict in told:
-                    if not isinstance(verdict, Later):
+                    if isinstance(verdict, Later):
+                        self._is_behind = True
+                    else:
                         self._settle(queued.entry, verdict)
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
@@ -293,7 +321,8 @@ class Relay:
         finally:
             self._in_flight.discard(job_id)
             self._dropped.discard(job_id)
-            self._news.set()
+            if self._is_behind:
+                self._news.set()
             waiting = self._waiting.pop(job_id, None)
             if waiting is not None:
                 waiting.set()

@@ -408,6 +408,27 @@ async def test_entries_of_one_job_never_go_at_once(autojump_clock: MockClock, ri
     assert starts == [0, 10, 20]
 
 
+async def test_what_is_put_is_told_without_a_look_at_all_that_there_is(
+    autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nursery.start_soon(rig.relay.run)
+    await trio.sleep(1)
+    steps, run = 0, rig.database.run
+
+    async def counted(do: Callable[[], T]) -> T:
+        nonlocal steps
+        steps += 1
+        return await run(do)
+
+    monkeypatch.setattr(rig.database, "run", counted)
+
+    word = await rig.relay.put_last("job_1", complete, also=lambda: None)
+    await word.said.wait()
+    await trio.sleep(0.1)
+
+    assert (word.accepted, steps) == (True, 2)  # kept, and known to be told
+
+
 async def test_many_rows_of_a_job_are_kept_and_looked_for_in_few_steps(
     autojump_clock: MockClock, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
