@@ -1,7 +1,6 @@
 """Entries on their way to the API, and what becomes of them."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import trio
 from msgspec import Raw
@@ -12,63 +11,13 @@ from worker.api.client import QueueClient
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.report import cancelled_entry, row_of
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, QueuedEntry
+from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, judge
 
 # A row that the API answers with a fault of its own so often is given up: rows are best
 # effort and never block `complete`.
 ROW_ATTEMPTS = 4
 # An entry that is older may be of a job that is another's by now; a lease is longer.
 FRESH_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    """It is not to be said any more, though the job is still ours."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disowned:
-    """The job is another worker's, or ended: what was to be said of it is void."""
-
-    reason: str
-
-
-Verdict = Delivered | Later | Parked | Void | Disowned
-
-
-def judge(
-    entry: Entry,
-    error: QueueRefusedError | QueueUnavailableError | ProtocolError,
-    *,
-    is_guarded: bool = False,
-) -> Verdict:
-    """What becomes of an entry whose delivery failed."""
-    match error:
-        case QueueRefusedError(status=403) if is_guarded:
-            return Disowned(str(error))
-        case QueueRefusedError():
-            return Parked(str(error))
-        # The app answers a second create of a row with 500: it is there.
-        case QueueUnavailableError(status=500) if entry.kind is Kind.CREATE:
-            return Delivered()
-        case _:
-            return Later(str(error))
 
 
 class Delivery:

@@ -1,7 +1,6 @@
 """The outbox's way to the API: in order per job, until the API has it."""
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,16 +12,15 @@ import trio
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.database import Database
-from worker.delivery import Delivered, Delivery, Disowned, Later, Parked, Verdict, Void
-from worker.state.outbox import FINAL_KINDS, Entry, Kind, Outbox, QueuedEntry
+from worker.delivery import Delivery
+from worker.state.outbox import Entry, Kind, Outbox, QueuedEntry
 from worker.state.runs import JobState, KeptJob, RunStore
+from worker.verdicts import Aftermath, Delivered, Disowned, Later, Verdict, log_verdict
 
 log = structlog.get_logger()
 
 # Deliveries at once; a job's own entries go one after another.
 CONCURRENT_DELIVERIES = 8
-FIRST_PAUSE_SECONDS = 0.5
-MOST_PAUSE_SECONDS = 60.0
 # No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
 LOOK_SECONDS = 60.0
 DELIVERY_SECONDS = 600.0
@@ -30,12 +28,6 @@ DELIVERY_SECONDS = 600.0
 IDLE_SECONDS = 15.0
 # How long a row waits for company, where many can go at once.
 GATHER_MS = 100
-
-
-def pause_seconds(attempts: int) -> float:
-    """Full jitter: up to 0.5 s * 2^attempts, at most a minute."""
-    most = min(FIRST_PAUSE_SECONDS * 2 ** min(attempts, 16), MOST_PAUSE_SECONDS)
-    return random.uniform(0, most)  # noqa: S311  jitter, not a secret
 
 
 class LastWord:
@@ -62,6 +54,7 @@ class Relay:
     ) -> None:
         self._now = now
         self._delivery = Delivery(client, self._has_runs, now)
+        self._aftermath = Aftermath(database, outbox, runs, now)
         self._outbox = outbox
         self._runs = runs
         self._database = database
@@ -181,12 +174,7 @@ class Relay:
         """Say nothing more of a job that is not ours, and know nothing of it."""
         if job_id in self._in_flight:
             self._dropped.add(job_id)
-        await self._database.run(partial(self._drop, job_id))
-
-    def _drop(self, job_id: str) -> None:
-        with self._database.transaction():
-            self._outbox.drop_job(job_id)
-            self._runs.drop(job_id)
+        await self._database.run(partial(self._aftermath.drop, job_id))
 
     async def wait_said(self, job_id: str) -> None:
         """Until nothing is left to say of that job."""
@@ -343,51 +331,7 @@ class Relay:
         """Keep what has become of a job's entries; what is to be told of it next."""
         if any(isinstance(verdict, Disowned) for _, verdict in told):
             self.let_go(job_id)
-        following = await self._database.run(partial(self._keep_verdicts, job_id, told))
+        following = await self._database.run(partial(self._aftermath.keep, job_id, told))
         for queued, verdict in told:
-            _log_verdict(queued.entry, verdict)
+            log_verdict(queued.entry, verdict)
         return following
-
-    def _keep_verdicts(
-        self, job_id: str, told: Sequence[tuple[QueuedEntry, Verdict]]
-    ) -> list[QueuedEntry]:
-        with self._database.transaction():
-            for queued, verdict in told:
-                self._keep_verdict(queued, verdict)
-            return self._outbox.next_of(job_id, now=self._now())
-
-    def _keep_verdict(self, queued: QueuedEntry, verdict: Verdict) -> None:
-        entry = queued.entry
-        with self._database.transaction():
-            match verdict:
-                case Delivered():
-                    self._outbox.delivered(queued.id)
-                    if entry.kind is Kind.RELEASE:
-                        self._runs.drop(entry.job_id)
-                case Later():
-                    due_at = self._now() + round(pause_seconds(queued.attempts) * 1000)
-                    self._outbox.postpone(queued.id, due_at=due_at)
-                case Parked(reason):
-                    self._outbox.park(queued.id, reason)
-                    # Its runs hold the only copy of what the API would not take.
-                    if entry.kind in FINAL_KINDS:
-                        self._runs.drop(entry.job_id)
-                case Void():
-                    self._outbox.delivered(queued.id)
-                case Disowned():
-                    self._drop(entry.job_id)
-
-
-def _log_verdict(entry: Entry, verdict: Verdict) -> None:
-    fields = {"job_id": entry.job_id, "kind": entry.kind}
-    match verdict:
-        case Delivered():
-            log.debug("outbox_delivered", **fields)
-        case Later(reason):
-            log.warning("outbox_postponed", **fields, error=reason)
-        case Parked(reason):
-            log.error("outbox_parked", **fields, subject=entry.subject, error=reason)
-        case Void(reason):
-            log.warning("outbox_voided", **fields, reason=reason)
-        case Disowned(reason):
-            log.warning("job_disowned", **fields, reason=reason)

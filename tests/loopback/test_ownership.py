@@ -119,7 +119,7 @@ async def test_a_result_is_not_dropped_because_a_gateway_does_not_know_the_route
 async def test_a_row_that_never_gets_through_does_not_hold_up_the_jobs_end(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.relay.MOST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("worker.verdicts.MOST_PAUSE_SECONDS", 0.05)
     gateway(monkeypatch, lambda path: 504 if path.endswith("/update") else None)
     async with running_worker(tmp_path) as rig:
         names = rig.add(sshd.server)

@@ -25,6 +25,7 @@ LAYERS = (
     ("reported", "ownership"),
     ("relay", "printed", "flight", "masked"),
     ("delivery",),
+    ("verdicts",),
     ("report", "amended"),
     ("telemetry",),
     ("dispatch",),

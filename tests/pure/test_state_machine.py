@@ -27,7 +27,6 @@ from tests.captures import new_path
 from tests.due import first_due
 from worker.api.client import QueueClient
 from worker.database import Database
-from worker.delivery import Delivered, Disowned, Later, Parked, Verdict, Void
 from worker.relay import LastWord, Relay
 from worker.state import runs
 from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
@@ -44,6 +43,7 @@ from worker.state.outbox import (
 from worker.state.runs import DAY_MS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
+from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void
 
 T = TypeVar("T")
 
@@ -940,7 +940,7 @@ class StateMachine(RuleBasedStateMachine):
         if isinstance(verdict, Delivered):
             self.heard.append(entry)
         is_noted = self.do(
-            lambda: self.relay._keep_verdict(queued, verdict),
+            lambda: self.relay._aftermath.keep(job_id, [(queued, verdict)]),
             lambda model: model.judge(entry, verdict),
             about=job_id,
         )

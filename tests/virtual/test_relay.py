@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
 from worker.errors import ProtocolError, QueueUnavailableError
-from worker.relay import MOST_PAUSE_SECONDS, pause_seconds
 from worker.state.outbox import Entry, Kind
+from worker.verdicts import MOST_PAUSE_SECONDS, pause_seconds
 
 T = TypeVar("T")
 
