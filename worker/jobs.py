@@ -38,6 +38,8 @@ from worker.telemetry import JobTrace
 log = structlog.get_logger()
 
 RELEASE_SECONDS = 5
+# On more servers than these it is the worker that takes its time.
+MOST_ANNOUNCED = 8
 
 
 class Jobs:
@@ -185,6 +187,7 @@ class Jobs:
     async def _start(self, job: JobBody, flight: Flight) -> None:
         plan = self._plan(job)
         await self._relay.wait_silent(plan.job_id)
+        self._announce(plan)
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
         began_at = now_ms()
@@ -198,6 +201,13 @@ class Jobs:
         logs.mask_with(crew.masker.mask_text)
         report = partial(self._report, plan, crew, flight, trace, began_at)
         await self._fly(plan, flight, crew, report, began_at)
+
+    def _announce(self, plan: Plan) -> None:
+        """While the API is told that the job runs, its servers can make ready."""
+        if len(plan.executions) <= MOST_ANNOUNCED:
+            for execution in plan.executions:
+                if execution.server.target is not None:
+                    self._around.remote.pool.announce(execution.server.target)
 
     async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
         """Keep the job and tell that it runs, both at once, before anything is sent to a server;

@@ -6,21 +6,25 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio_asyncio
 
 from tests.worker_rig import WorkerRig, outcomes, running_worker, until_exists, until_idle
+from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, open_sshd
 from worker.errors import NoChannelError
 from worker.remote.address import Address
+from worker.remote.attachment import Attachment
 from worker.remote.channel import Channel
 from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import open_credential
 from worker.remote.host_keys import HostKeyCheck
 from worker.remote.target import Credential, Target
+from worker.remote.waiting import RunRequest, WaitingRun
 from worker.secret import Secret
 from worker.settings import HostKeyPolicy
 
@@ -112,6 +116,37 @@ async def test_a_job_on_a_quiet_connection_finds_a_run_that_waits_for_it(
 
     assert report.executions[0].output == "done\n"
     await until(lambda: not waiting_runs(sshd), seconds=3)
+
+
+async def test_the_server_of_a_job_is_told_while_the_api_is(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = an_sshd()
+    said: list[str] = []
+    announce, start, begin = WaitingRun.announce, QueueClient.report_running, WaitingRun.begin
+
+    def announced(self: WaitingRun) -> None:
+        said.append("announced")
+        announce(self)
+
+    async def started(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
+        said.append("started")
+        return await start(self, *args, **options)
+
+    async def begun(self: WaitingRun, request: RunRequest) -> Attachment:
+        said.append("begun")
+        return await begin(self, request)
+
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        monkeypatch.setattr(WaitingRun, "announce", announced)
+        monkeypatch.setattr(QueueClient, "report_running", started)
+        monkeypatch.setattr(WaitingRun, "begin", begun)
+
+        report = await rig.run("echo done", names)
+
+    assert report.executions[0].output == "done\n"
+    assert said == ["announced", "started", "begun"]
 
 
 async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path: Path) -> None:

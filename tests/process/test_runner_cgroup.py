@@ -17,6 +17,7 @@ from tests.process.runner_rig import (
     in_every_shell,
     is_alive,
     kill_if_alive,
+    line_message,
     message,
     new_id,
     payload,
@@ -132,6 +133,27 @@ def test_what_leaves_group_session_and_environment_is_ended(
 
     old = {} if kernel == "with cgroup.kill" else {"cgroup.kill": "cgroup.no_such_file"}
     in_every_shell(open_path, check, surroundings=within(ours), grace_ms=1000, edits=old)
+
+    assert members(ours) == []
+    wait_until(lambda: children(ours) == [], "the cgroups are removed")
+
+
+def test_a_run_that_was_announced_has_one_of_its_own(ours: Path, open_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        body = payload(b"grep ^0:: /proc/self/cgroup")
+        call = server.call("run")
+        for _ in range(2):
+            call.send(b"soon\n")
+            call.send(line_message(f"{run_id}{len(call.heads)}", body))
+            call.read_until(lambda call: call.heads[-1:] != [] and call.heads[-1][:1] == "x")
+            call.heads.append("between the runs")
+        call.send_eof()
+
+        assert call.finish() == 0
+        assert call.out.count(b"/cronium-%b" % run_id.encode()) == 2
+
+    in_every_shell(open_path, check, surroundings=within(ours))
 
     assert members(ours) == []
     wait_until(lambda: children(ours) == [], "the cgroups are removed")

@@ -308,6 +308,16 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     assert follower.finish() == 0
 
 
+def test_a_call_is_told_that_a_run_is_to_come_soon(server: Server) -> None:
+    call = server.call("run")
+    call.send(b"soon\nsoon\n" + line_message(new_id(), payload(b"echo one")))
+    follow(call)
+    call.send(b"soon\n" + message(new_id(), payload(b"echo two")))
+
+    assert call.finish() == 0
+    assert (call.out, call.err) == (b"one\ntwo\n", b"")
+
+
 def test_a_payload_of_bytes_may_follow_one_of_lines_and_is_the_last(server: Server) -> None:
     call = server.call("run")
     call.send(line_message(new_id(), payload(b"echo one")))

@@ -49,6 +49,11 @@ class Channel:
         await trio.sleep(len(data) / self._bytes_per_second)
         self.stdin += data
 
+    def send_soon(self, data: bytes) -> None:
+        if self.is_closed:
+            raise ConnectionLostError("the connection was lost while sending")
+        self.stdin += data
+
     def send_eof(self) -> None:
         self.told.set()
 

@@ -64,6 +64,26 @@ async def test_after_a_run_it_waits_for_the_next(
     assert server.stdin.count(b"exec_1 0 0 60 ") == 2
 
 
+async def test_a_run_is_announced_between_runs_alone(
+    autojump_clock: MockClock, run: WaitingRun, server: Server
+) -> None:
+    run.announce()
+    assert server.stdin == b"soon\n"
+    await first_run(run, server)
+    sent = server.stdin
+    attachment = await run.begin(request())
+    run.announce()
+    assert server.stdin.count(b"soon") == sent.count(b"soon") == 1
+    server.say(b"r new 0\nx 0 exit 1 1\n")
+    assert [await attachment.receive() for _ in range(2)][-1] == END
+
+    server.exit(0)
+    run.announce()
+
+    assert not run.is_waiting
+    assert server.stdin.count(b"soon") == 1
+
+
 async def test_after_a_payload_of_bytes_it_is_over(
     autojump_clock: MockClock, run: WaitingRun, server: Server
 ) -> None:

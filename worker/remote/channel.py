@@ -102,6 +102,16 @@ class Channel(asyncssh.SSHClientSession[bytes]):
                 raise ConnectionLostError("the connection was lost while sending") from error
             view = view[65536:]
 
+    def send_soon(self, data: bytes) -> None:
+        """Without a wait for room: only what is small.
+
+        Raises ConnectionLostError if the channel has gone.
+        """
+        try:
+            self._channel.write(data)
+        except OSError as error:
+            raise ConnectionLostError("the connection was lost while sending") from error
+
     def send_eof(self) -> None:
         """Raises ConnectionLostError if the channel has gone."""
         try:

@@ -75,6 +75,12 @@ class Pool:
         pooled.enter()
         return pooled
 
+    def announce(self, target: Target) -> None:
+        """A run is to come soon. It may not come, and says nothing of itself yet."""
+        for pooled in self._pooled.get(target, ()):
+            if pooled.is_open and pooled.spares.announce():
+                return
+
     def leave(self, pooled: PooledConnection) -> None:
         pooled.leave()
         if pooled.is_idle and self._slots.statistics().tasks_waiting:

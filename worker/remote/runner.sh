@@ -760,6 +760,7 @@ run_all() {
             (forget_all "$@") 2>/dev/null
             printf 'f %s\n' "$?" || exit 74
             ;;
+        soon) warm_nest ;;
         *) run_one "$@" ;;
         esac
         served=$((served + 1))
@@ -887,12 +888,21 @@ make_room() {
 # To enter a cgroup takes one RCU grace period, 10 ms and more, unless somebody just did: a child that
 # does so now has waited by the time the script would.
 warm_cgroup() {
-    if [ -d "$cgroup" ]; then
+    if [ ! -d "$cgroup" ]; then
+        cgroup=''
+    elif [ -z "$is_warm" ]; then
         (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
         warmer=$!
-    else
-        cgroup=''
     fi
+    is_warm=''
+}
+is_warm=''
+
+# The same before there is a run, in the cgroup where we are anyhow.
+warm_nest() {
+    [ -n "$nest" ] || return 0
+    (echo 0 >"$nest/cgroup.procs") >/dev/null 2>&1 &
+    is_warm=1
 }
 
 refuse_foreign() {

@@ -46,6 +46,13 @@ class Spares:
             waiting.close()
         return None
 
+    def announce(self) -> bool:
+        """Say so where a run is to come soon; whether there is who can be told."""
+        if not self._waiting:
+            return False
+        self._waiting[-1][0].announce()
+        return True
+
     def give_back(self, waiting: WaitingRun) -> None:
         if _is_old(waiting):
             waiting.close()

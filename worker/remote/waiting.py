@@ -44,6 +44,16 @@ class WaitingRun:
         is_over = self._channel.is_closed or self._is_given_up or self._served >= MOST_SERVED
         return not (is_over or self._incoming.is_busy)
 
+    def announce(self) -> None:
+        """Say that a run is to come soon: what takes its server a while can begin."""
+        if not self.is_waiting or self._writing.locked():
+            return
+        self._served += 1
+        try:
+            self._channel.send_soon(b"soon\n")
+        except ConnectionLostError:
+            self.close()
+
     async def begin(self, request: RunRequest) -> Attachment:
         """Start the run, unless it was ever started, and attach to it from the beginning."""
         message = run_message(request.execution_id, request.limit_seconds, request.payload)
