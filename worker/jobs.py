@@ -210,7 +210,7 @@ class Jobs:
                     self._around.remote.pool.announce(execution.server.target)
 
     async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
-        """Keep the job and tell that it runs, both at once, before anything is sent to a server;
+        """Keep the job and tell that it runs, both at once, before anything of it goes to a server;
         whether it is to be started."""
         is_over = is_ours = False
 
