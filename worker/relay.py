@@ -231,8 +231,10 @@ class Relay:
         if go and has_room and job_id not in self._in_flight and self._deliveries is not None:
             self._in_flight.add(job_id)
             self._deliveries.start_soon(self._deliver, job_id, go)
-        else:
+        elif go or job_id in self._in_flight:
             self._is_behind = True
+        else:
+            self._news.set()  # its delivery has ended since the look began
 
     async def _wait_for_work(self, due_at: int | None) -> None:
         """Until something is due that was not when the outbox was looked at, or there is news.

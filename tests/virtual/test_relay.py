@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -427,6 +428,32 @@ async def test_what_is_put_is_told_without_a_look_at_all_that_there_is(
     await trio.sleep(0.1)
 
     assert (word.accepted, steps) == (True, 2)  # kept, and known to be told
+
+
+async def test_what_comes_while_a_delivery_ends_is_not_passed_over(
+    autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rig.database.run
+
+    async def late(do: Callable[[], T]) -> T:
+        done = await run(do)
+        name = do.func.__name__ if isinstance(do, partial) else ""
+        await trio.sleep({"_look": 2, "keep": 3}.get(name, 0))
+        return done
+
+    nursery.start_soon(rig.relay.run)
+    await trio.sleep(1)
+    monkeypatch.setattr(rig.database, "run", late)
+    began = trio.current_time()
+    await rig.relay.put(create("e1"))
+    await trio.sleep(1)  # e1 is told, and for 2 s more its delivery does not know that it is over
+    await rig.relay.put(create("e2"))
+    await trio.sleep(1)
+    rig.relay._news.set()  # a look begins, and the delivery ends before the look does
+    await rig.relay.wait_empty()
+
+    (told_at,) = rig.queue.times("create", "e2")
+    assert told_at - began < 10
 
 
 async def test_many_rows_of_a_job_are_kept_and_looked_for_in_few_steps(
