@@ -47,14 +47,17 @@ class Door:
                     await self._let_in(visits)
 
     async def _let_in(self, visits: trio.Nursery) -> None:
-        if self._listener is None:
+        listener = self._listener
+        if listener is None:
             self._opened = trio.Event()
             await self._opened.wait()
             return
         try:
-            client, _ = await self._listener.accept()
-        except trio.ClosedResourceError:
-            return
+            client, _ = await listener.accept()
+        except (trio.ClosedResourceError, OSError):
+            if listener.fileno() >= 0:
+                raise
+            return  # shut meanwhile
         visits.start_soon(self._visit, trio.SocketStream(client))
 
     def _bound(self) -> socket.socket:

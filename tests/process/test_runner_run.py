@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,6 +317,22 @@ def test_a_call_is_told_that_a_run_is_to_come_soon(server: Server) -> None:
 
     assert call.finish() == 0
     assert (call.out, call.err) == (b"one\ntwo\n", b"")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_run_that_gets_no_supervisor_leaves_nothing(server: Server, gone: bool) -> None:
+    setsid = shutil.which("setsid")
+    removal = 'rm -f "$2"' if gone else "exit 1"
+    (server.bin / "setsid").write_text(f'#!/bin/sh\n{removal}\nexec {setsid} "$@"\n')
+    (server.bin / "setsid").chmod(0o755)
+    run_id = new_id()
+    call = server.call("run")
+    call.send(line_message(run_id, payload(b"echo one")))
+    call.send_eof()
+
+    # 65 has the runner deployed anew.
+    assert call.finish() == (65 if gone else 73)
+    assert not server.directory(run_id).exists()
 
 
 def test_a_payload_of_bytes_may_follow_one_of_lines_and_is_the_last(server: Server) -> None:

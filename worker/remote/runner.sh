@@ -806,6 +806,9 @@ run_one() {
             ;;
         esac
     done
+    run=${in%/*} root=${run%/runs/*}
+    drop_payload
+    [ -s "$0" ] || fail 65 'this runner is gone'
     case $verdict in full) fail 73 "no room for the output in $root" ;; esac
     fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
 }
