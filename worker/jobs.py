@@ -186,7 +186,6 @@ class Jobs:
 
     async def _start(self, job: JobBody, flight: Flight) -> None:
         plan = self._plan(job)
-        await self._relay.wait_silent(plan.job_id)
         self._announce(plan)
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
@@ -210,28 +209,41 @@ class Jobs:
                     self._around.remote.pool.announce(execution.server.target)
 
     async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
-        """Keep the job and tell that it runs, both at once, before anything of it goes to a server;
-        whether it is to be started."""
-        is_over = is_ours = False
-
-        async def keep() -> None:
-            nonlocal is_over
-            begin = partial(
-                self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
-            )
-            is_over = await self._relay.supersede(plan.job_id, begin=begin)
-
-        created = _created(plan)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep)
-            is_ours = await self._ownership.may_start(flight, map(row_of, created))
+        """Keep the job and tell that it runs, before anything of it goes to a server; whether it is
+        to be started."""
+        begin = partial(
+            self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
+        )
+        async with self._relay.held(plan.job_id):
+            if flight.claim is None:
+                is_over = await self._relay.supersede(plan.job_id)
+                is_ours = not is_over and await self._ownership.may_start(flight, ())
+            else:
+                is_over, is_ours = await self._keep_and_start(plan, flight, begin)
         if is_over:
             log.info("result_stored_already")
         elif not is_ours:
             await self._relay.drop(plan.job_id)
+        elif flight.claim is None:
+            await self._relay.put(*_created(plan), also=begin)
         elif not flight.has_rows:
-            await self._relay.put(*created)
-        return is_ours and not is_over
+            await self._relay.put(*_created(plan))
+        return is_ours
+
+    async def _keep_and_start(
+        self, plan: Plan, flight: Flight, begin: Callable[[], object]
+    ) -> tuple[bool, bool]:
+        """Both at once: whether the job's end is in the outbox already, and whether it is ours."""
+        is_over = False
+
+        async def keep() -> None:
+            nonlocal is_over
+            is_over = await self._relay.supersede(plan.job_id, begin=begin)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            is_ours = await self._ownership.may_start(flight, map(row_of, _created(plan)))
+        return is_over, is_ours and not is_over
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
@@ -250,6 +262,8 @@ class Jobs:
             await self._relay.drop(kept.job_id)
             return
         else:
+            if flight.claim is not None and not flight.has_rows:
+                await self._relay.put(*_created(plan))
             trace = self._telemetry.job(plan, flight.admitted_at)
             trace.started(now_ms())
             structlog.contextvars.bind_contextvars(**trace.log_fields)

@@ -1,8 +1,9 @@
 """The outbox's way to the API: in order per job, until the API has it."""
 
+import contextvars
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import NoReturn
 
@@ -69,6 +70,7 @@ class Relay:
         # The token of the claim under which a job is ours, where the queue gives one.
         self.claim_of: Callable[[str], str | None] = lambda _job_id: None
         self._deliveries: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
         # While nothing is to be looked for; `_rests_until` is in Unix milliseconds.
         self._rest: trio.CancelScope | None = None
         self._rests_until = math.inf
@@ -149,16 +151,20 @@ class Relay:
             kept = self._runs.take_up()
             return kept, {job.job_id for job in kept if self._outbox.supersede(job.job_id)}
 
-    async def wait_silent(self, job_id: str) -> None:
-        """Until nothing is being said of that job."""
+    @asynccontextmanager
+    async def held(self, job_id: str) -> AsyncIterator[None]:
+        """Nothing is being said of that job meanwhile."""
         while job_id in self._in_flight:
             await self._waiting.setdefault(job_id, trio.Event()).wait()
+        self._in_flight.add(job_id)
+        with self._lane(job_id):
+            yield
 
     async def supersede(self, job_id: str, *, begin: Callable[[], object] | None = None) -> bool:
         """Make way for a new claim; whether the job's end is in the outbox already.
 
-        If it is not, `begin` writes to the state in the same transaction. To be called while
-        nothing is being said of the job.
+        If it is not, `begin` writes to the state in the same transaction. To be called while the
+        job is `held`.
         """
 
         def make_way() -> bool:
@@ -198,6 +204,7 @@ class Relay:
 
     async def run(self) -> NoReturn:
         """Deliver what is due, and go on; what fails for a passing reason is tried for ever."""
+        self._context = contextvars.copy_context()
         async with trio.open_nursery() as nursery:
             self._deliveries = nursery
             try:
@@ -230,7 +237,8 @@ class Relay:
         has_room = len(self._in_flight) < CONCURRENT_DELIVERIES
         if go and has_room and job_id not in self._in_flight and self._deliveries is not None:
             self._in_flight.add(job_id)
-            self._deliveries.start_soon(self._deliver, job_id, go)
+            # Not in that of whoever put it, whose log it is not.
+            self._context.copy().run(self._deliveries.start_soon, self._deliver, job_id, go)
         elif go or job_id in self._in_flight:
             self._is_behind = True
         else:

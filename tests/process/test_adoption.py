@@ -389,6 +389,31 @@ def test_the_runs_of_a_lost_worker_are_ended_when_their_job_is_claimed_and_found
     assert (report.job.status, report.executions[0].output) == ("cancelled", "begun\n")
 
 
+def test_a_job_that_was_claimed_anew_for_this_worker_is_gone_on_with(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker()
+    wait = f"until [ -e {go} ]; do sleep 0.05; done"
+    job_id = site.submit(f"echo x >>{starts}; echo begun; {wait}; echo out", name)
+    wait_for(starts.exists, "the script's start")
+    kill(first)
+    # As where its lease ran out, and the answer to its next poll was lost.
+    with site.store.database.transaction() as tx:
+        tx.execute("UPDATE jobs SET claim_token = 'later' WHERE id = ?", (job_id,))
+
+    second = site.start_worker()
+    second.wait_for_event("job_taken_up")
+    go.touch()
+    report = site.finished(job_id)
+
+    assert report.executions[0].output == "begun\nout\n"
+    assert starts.read_text() == "x\n"
+    assert second.events("job_disowned") == []
+
+
 def test_a_job_that_was_handed_over_leaves_nothing_behind(
     site: Site, sshd: Sshd, tmp_path: Path
 ) -> None:

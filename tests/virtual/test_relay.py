@@ -609,8 +609,8 @@ async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(
         await rig.relay.put(release())
         await trio.sleep(1)
 
-        await rig.relay.wait_silent("job_1")
-        has_end = await rig.relay.supersede("job_1")
+        async with rig.relay.held("job_1"):
+            has_end = await rig.relay.supersede("job_1")
         waited_until = trio.current_time()
         rig.queue.statuses["job_1"] = "running"
         word = await rig.relay.put_last("job_1", complete, also=lambda: None)

@@ -45,7 +45,8 @@ class QueueClient:
     not, ProtocolError if the answer makes no sense.
 
     `claim` is the token of the claim under which the job is ours: with it, QueueRefusedError with
-    403 says that it is not any more, and nothing has changed.
+    403 says that it is not any more, and nothing has changed. A job that was claimed anew for this
+    very worker, which may not have heard of it, is still ours.
     """
 
     def __init__(self, http: Http, settings: ApiSettings, worker_id: str) -> None:
@@ -162,6 +163,22 @@ class QueueClient:
         seconds: float = CALL_SECONDS,
     ) -> httpx.Response:
         content = wire.encode(body) if isinstance(body, wire.Body) else body
+        response = await self._send_authorized(method, path, content, headers, claim, seconds)
+        if claim is not None and response.status_code == HTTPStatus.FORBIDDEN:
+            # Then it is our id that says whose the job is.
+            response = await self._send_authorized(method, path, content, headers, None, seconds)
+        return check(QUEUE_API, response)
+
+    async def _send_authorized(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        claim: str | None,
+        seconds: float,
+    ) -> httpx.Response:
+        """The answer to the token as it is now, if it was changed."""
         if claim is not None:
             headers = {**headers, "X-Claim-Token": claim}
         used = self._token
@@ -170,7 +187,7 @@ class QueueClient:
             self._token = self._source.read()
             if self._token != used:
                 response = await self._send(method, path, content, headers, seconds)
-        return check(QUEUE_API, response)
+        return response
 
     async def _send(
         self,
