@@ -222,12 +222,12 @@ class Jobs:
                 is_over, is_ours = await self._keep_and_start(plan, flight, begin)
         if is_over:
             log.info("result_stored_already")
-        elif not is_ours:
-            await self._relay.drop(plan.job_id)
-        elif flight.claim is None:
+        elif is_ours and flight.claim is None:
             await self._relay.put(*_created(plan), also=begin)
-        elif not flight.has_rows:
+        elif is_ours and not flight.has_rows:
             await self._relay.put(*_created(plan))
+        elif flight.claim is not None and not is_ours:
+            await self._relay.drop(plan.job_id)
         return is_ours
 
     async def _keep_and_start(
