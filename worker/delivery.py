@@ -49,8 +49,7 @@ class Delivery:
         self, go: Sequence[QueuedEntry], claim: str
     ) -> list[tuple[QueuedEntry, Verdict]]:
         """All of a job's entries by one call, which takes effect as a whole and only if the job is
-        under that claim; empty if they are to be told one by one, for that says which is at fault.
-        """
+        ours; empty if they are to be told one by one, for that says which is at fault."""
         rows = [row_of(queued.entry) for queued in go if queued.entry.kind not in FINAL_KINDS]
         last = go[-1].entry
         try:

@@ -61,7 +61,9 @@ class Relay:
         self._database = database
         self._news = trio.Event()
         self._in_flight: set[str] = set()
-        # Of these, those of which nothing more is to be said.
+        # Of these, those of which nothing is said; they take no delivery's place.
+        self._held: set[str] = set()
+        # Of those in flight, those of which nothing more is to be said.
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
@@ -157,8 +159,12 @@ class Relay:
         while job_id in self._in_flight:
             await self._waiting.setdefault(job_id, trio.Event()).wait()
         self._in_flight.add(job_id)
+        self._held.add(job_id)
         with self._lane(job_id):
-            yield
+            try:
+                yield
+            finally:
+                self._held.discard(job_id)
 
     async def supersede(self, job_id: str, *, begin: Callable[[], object] | None = None) -> bool:
         """Make way for a new claim; whether the job's end is in the outbox already.
@@ -234,7 +240,7 @@ class Relay:
 
     def _take(self, job_id: str, go: list[QueuedEntry]) -> None:
         """Have what is due of a job delivered, unless that has to wait for a delivery."""
-        has_room = len(self._in_flight) < CONCURRENT_DELIVERIES
+        has_room = len(self._in_flight) - len(self._held) < CONCURRENT_DELIVERIES
         if go and has_room and job_id not in self._in_flight and self._deliveries is not None:
             self._in_flight.add(job_id)
             # Not in that of whoever put it, whose log it is not.

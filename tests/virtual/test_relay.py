@@ -520,6 +520,26 @@ async def test_at_most_8_deliveries_go_at_once(autojump_clock: MockClock, rig: R
     assert starts == [0] * 8 + [10] * 8 + [20] * 4
 
 
+async def test_jobs_that_begin_hold_up_no_delivery_of_others(
+    autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig
+) -> None:
+    async def begin(job_id: str) -> None:
+        async with rig.relay.held(job_id):
+            await trio.sleep(10)
+
+    nursery.start_soon(rig.relay.run)
+    for number in range(20):
+        nursery.start_soon(begin, f"job_{number + 2}")
+    await trio.sleep(1)
+    await rig.relay.put(complete(), complete("job_2"))
+    await trio.sleep(1)
+    told_soon = list(rig.queue.completions)
+    await trio.sleep(9)
+
+    assert told_soon == [("job_1", "completed")]
+    assert rig.queue.completions[1:] == [("job_2", "completed")]
+
+
 async def test_what_is_put_while_nothing_is_due_goes_out_at_once(
     autojump_clock: MockClock, rig: Rig
 ) -> None:

@@ -178,7 +178,7 @@ class QueueClient:
         claim: str | None,
         seconds: float,
     ) -> httpx.Response:
-        """The answer to the token as it is now, if it was changed."""
+        """The answer; where the API's own token is refused, it is read again first."""
         if claim is not None:
             headers = {**headers, "X-Claim-Token": claim}
         used = self._token
