@@ -61,7 +61,7 @@ class Relay:
         self._database = database
         self._news = trio.Event()
         self._in_flight: set[str] = set()
-        # Of these, those of which nothing is said; they take no delivery's place.
+        # Of these, those that begin and of which nothing is said: they take no delivery's place.
         self._held: set[str] = set()
         # Of those in flight, those of which nothing more is to be said.
         self._dropped: set[str] = set()
