@@ -1,6 +1,6 @@
 """The children of one job's fan-out, put together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,7 +46,8 @@ class Crew:
     """One child per server.
 
     Of a job that may be left from an earlier worker, each looks first for its run on the server,
-    and goes on where that worker was if this state has `kept` the job. `masker` is the job's.
+    and goes on where that worker was if this state has `kept` the job. `masker` is the job's,
+    `on_begun` is called with each child whose script is known to run.
     `masks` is what scripts had added by then to what is masked, by their executions' ids.
     """
 
@@ -59,6 +60,7 @@ class Crew:
         *,
         trace: JobTrace,
         is_left: bool,
+        on_begun: Callable[[ReportedExecution], object],
         kept: KeptJob | None = None,
         masks: Mapping[str, Sequence[Secret]] | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Crew:
         self._ownership = ownership
         self._trace = trace
         self._is_left = is_left
+        self._on_begun = on_begun
         self._kept = kept
         self._masks = masks or {}
         self._orders = Orders()
@@ -135,6 +138,7 @@ class Crew:
             trace=self._trace.execution(execution) if known is None else ExecutionTrace(),
             known=known,
             kept_bytes=STREAM_BYTES if settings.jobs.history_bytes else 0,
+            on_begun=self._on_begun,
         )
 
     async def _keep_masks(self, execution_id: str, masker: ExecutionMasker) -> None:

@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from worker.clock import now_ms
+from worker.trigger import Trigger
 
 log = structlog.get_logger()
 
@@ -20,7 +21,7 @@ class Flight:
         # The claim's token, where the queue gives one; a later claim of the same job has another.
         self.claim = claim
         self.admitted_at = now_ms()
-        self.cancelled = trio.Event()
+        self.cancelled = Trigger()
         # Whether an earlier worker had it, whose scripts may run still.
         self.may_have_begun = False
         # The API knows its rows; else they are to be told of.

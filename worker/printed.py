@@ -68,7 +68,8 @@ class Printed:
     @property
     def offsets(self) -> Offsets:
         """How much of each stream is here, counted as the server does."""
-        return Offsets(*(self.captures[stream].source for stream in Stream))
+        captures = self.captures
+        return Offsets(captures[Stream.STDOUT].source, captures[Stream.STDERR].source)
 
     def take_up(self) -> None:
         """Go on from what an earlier worker has left."""

@@ -94,14 +94,18 @@ class Relay:
         """As `put`, of what `make` returns off the loop: much output takes a while to be read."""
         await self._put(make, also, self._now())
 
-    async def put_row(
-        self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object] | None = None
+    async def put_rows(
+        self,
+        job_id: str,
+        make: Callable[[], Sequence[Entry]],
+        *,
+        also: Callable[[], object] | None = None,
     ) -> None:
-        """As `put_made`, for what is said of an execution: where more can go by the same call, it
+        """As `put_made`, for what is said of executions: where more can go by the same call, it
         waits a moment for others of its job."""
         waits = self.claim_of(job_id) is not None
         due_at = self._now() + (GATHER_MS if waits else 0)
-        await self._put(lambda: (make(),), also, due_at)
+        await self._put(make, also, due_at)
 
     async def _put(
         self,

@@ -1,6 +1,6 @@
 """One execution with its row at the API and its result in the state."""
 
-from dataclasses import astuple
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -17,19 +17,18 @@ from worker.printed import Printed
 from worker.relay import Relay
 from worker.report import live_body, running_entry, update_entry
 from worker.snapshot import ExecutionNow
-from worker.standstill import slept
+from worker.state.outbox import Entry
 from worker.state.runs import RunStore
 from worker.telemetry import ExecutionTrace
+from worker.trigger import Trigger
 
 log = structlog.get_logger()
-
-# A run that is over sooner is told of once, by its final row.
-RUNNING_AFTER_SECONDS = 1.0
 
 
 class ReportedExecution:
     """A child of the fan-out; `known` is its result, where an earlier worker had it already;
-    of each stream `kept_bytes` are kept beyond the job."""
+    of each stream `kept_bytes` are kept beyond the job. `on_begun` is called with it once its
+    script is known to run."""
 
     def __init__(
         self,
@@ -44,6 +43,7 @@ class ReportedExecution:
         trace: ExecutionTrace,
         known: ServerResult | None,
         kept_bytes: int,
+        on_begun: Callable[["ReportedExecution"], object],
     ) -> None:
         self._plan = plan
         self._execution = execution
@@ -55,6 +55,9 @@ class ReportedExecution:
         self._trace = trace
         self._known = known
         self._result = known
+        self._on_begun = on_begun
+        # In Unix milliseconds.
+        self._begun_at: int | None = None
         # Up to where its row has heard what the script prints.
         self._told_live = NOTHING_RECEIVED
         self._kept_bytes = kept_bytes
@@ -78,7 +81,14 @@ class ReportedExecution:
 
     @property
     def _received_bytes(self) -> int:
-        return sum(astuple(self._printed.offsets))
+        offsets = self._printed.offsets
+        return offsets.stdout + offsets.stderr
+
+    def running_entry(self) -> Entry | None:
+        """That its script runs; None once that is over."""
+        if self._result is not None or self._begun_at is None:
+            return None
+        return running_entry(self._plan, self._execution, now=self._begun_at)
 
     def live_body(self) -> bytes | None:
         """What its row has not heard yet of what the script prints; None if that is nothing."""
@@ -95,11 +105,8 @@ class ReportedExecution:
             return self._known
         logs.mask_with(self._masker.mask_text)
         structlog.contextvars.bind_contextvars(**self._trace.log_fields)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce)
-            result = self._result = mask_result(await self._inner.run(), self._masker)
-            # Before the final row, so that the row's `running` never comes after it.
-            nursery.cancel_scope.cancel()
+        # From here on, which is before the final row, its row is not told that it runs.
+        result = self._result = mask_result(await self._inner.run(self._begun), self._masker)
         await self._printed.end()
         structlog.contextvars.unbind_contextvars("phase")
         log.info(
@@ -112,9 +119,9 @@ class ReportedExecution:
             error=result.error,
         )
         self._trace.ended(result, self._received_bytes)
-        await self._relay.put_row(
+        await self._relay.put_rows(
             self._plan.job_id,
-            lambda: update_entry(self._plan, result, self._printed.captures),
+            lambda: [update_entry(self._plan, result, self._printed.captures)],
             also=partial(self._keep, result),
         )
         return result
@@ -129,20 +136,15 @@ class ReportedExecution:
             now=result.ended_at,
         )
 
-    async def clean_up(self) -> None:
+    async def clean_up(self, haste: Trigger) -> None:
         began_at = now_ms()
-        self.is_clean = await self._inner.clean_up()
+        self.is_clean = await self._inner.clean_up(haste)
         self._trace.cleaned_up(began_at, now_ms(), is_clean=self.is_clean)
 
     def close(self) -> None:
         self._printed.close()
 
-    async def _announce(self) -> None:
-        await self._inner.begun.wait()
-        started_at = now_ms()
+    def _begun(self) -> None:
+        self._begun_at = now_ms()
         self._printed.begin()
-        while not await slept(RUNNING_AFTER_SECONDS):
-            pass  # a look at whose the job is comes first
-        await self._relay.put_row(
-            self._plan.job_id, partial(running_entry, self._plan, self._execution, now=started_at)
-        )
+        self._on_begun(self)

@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from worker.dispatch.fanout import fan_out
 from worker.dispatch.result import Outcome, ServerResult
+from worker.trigger import Trigger
 
 
 class Child:
@@ -33,8 +34,9 @@ class Child:
         self._note("ran")
         return ServerResult(self.name, self.name, self.name, self.outcome, 0, 0, 0)
 
-    async def clean_up(self) -> None:
-        await trio.sleep(5)
+    async def clean_up(self, haste: Trigger) -> None:
+        with trio.CancelScope(shield=True) as limit, haste.armed(limit.cancel):
+            await trio.sleep(5)
         self._note("cleaned up")
 
     def close(self) -> None:
@@ -141,6 +143,17 @@ async def test_cancellation_while_reporting_cleans_nothing_up(autojump_clock: Mo
 
     assert drain.cancelled_caught
     assert [child.steps for child in children] == [["ran", "closed"]] * 2
+
+
+async def test_cancellation_has_those_that_clean_up_make_haste(autojump_clock: MockClock) -> None:
+    children = [Child("a"), Child("b")]
+
+    with trio.move_on_after(2) as stop:  # 1 s of running, then amid what takes 5 s
+        await fan_out(children, Report())
+
+    assert stop.cancelled_caught
+    assert trio.current_time() == pytest.approx(2)
+    assert [child.steps for child in children] == [["ran", "cleaned up", "closed"]] * 2
 
 
 async def test_a_fault_in_a_report_closes_every_server(autojump_clock: MockClock) -> None:

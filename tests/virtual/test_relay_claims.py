@@ -40,7 +40,7 @@ def last(kind: Kind = Kind.COMPLETE) -> Entry:
 
 
 async def put_row(rig: Rig, entry: Entry) -> None:
-    await rig.relay.put_row("job_1", lambda: entry)
+    await rig.relay.put_rows("job_1", lambda: [entry])
 
 
 async def said_all(rig: Rig) -> None:

@@ -34,6 +34,7 @@ from worker.shown.fold import both_streams, fold_lines
 from worker.shown.timeline import duration
 from worker.state.directory import open_shared
 from worker.state.spool import Spools
+from worker.trigger import Trigger
 
 MAX_EXIT_CODE = 255
 INTERRUPTED = 130
@@ -155,7 +156,7 @@ async def _run(
     *,
     shows_lines: bool,
 ) -> tuple[CallEnd | None, bool]:
-    cancelled = trio.Event()
+    cancelled = Trigger()
     screen = Screen(
         len(plan.executions),
         sys.stdout.buffer,

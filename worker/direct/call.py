@@ -27,6 +27,7 @@ from worker.remote.session import Remote
 from worker.settings import Settings
 from worker.state.history import KeptOutput
 from worker.state.spool import Spools
+from worker.trigger import Trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +71,17 @@ class DirectExecution:
 
     async def run(self) -> ServerResult:
         logs.mask_with(self._masker.mask_text)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce)
-            result = mask_result(await self._inner.run(), self._masker)
-            nursery.cancel_scope.cancel()
+        begun = partial(self._screen.begun, self._name)
+        result = mask_result(await self._inner.run(begun), self._masker)
         await self._printed.end()
         self._screen.ended(self._name, result.outcome)
         return result
 
-    async def clean_up(self) -> None:
-        await self._inner.clean_up()
+    async def clean_up(self, haste: Trigger) -> None:
+        await self._inner.clean_up(haste)
 
     def close(self) -> None:
         self._printed.close()
-
-    async def _announce(self) -> None:
-        await self._inner.begun.wait()
-        self._screen.begun(self._name)
 
 
 class Call:
@@ -100,7 +95,7 @@ class Call:
         spools: Spools,
         screen: Screen,
         *,
-        cancelled: trio.Event,
+        cancelled: Trigger,
         keep: Callable[[Sequence[ServerResult]], None],
     ) -> None:
         self._plan = plan

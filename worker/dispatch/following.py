@@ -26,6 +26,7 @@ from worker.remote.attachment import NO_SUCH_RUN_STATUS, Attachment, Offsets
 from worker.remote.frames import Call, Ended, Output, Started, Stream, Superseded
 from worker.remote.session import ServerSession
 from worker.settings import Settings
+from worker.trigger import Trigger
 
 log = structlog.get_logger()
 
@@ -44,7 +45,8 @@ OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 
 
 class Following:
-    """`begun` is set once the script is known to run; `began` is since when, by the loop's clock.
+    """`on_begun` is called once the script is known to run; `began` is since when, by the loop's
+    clock.
 
     `sink` is called with what it prints from `offsets` on, `still_ours` when somebody else
     attaches; `calls` are the script's. A run that `was_heard_of` and is not there has vanished.
@@ -57,11 +59,11 @@ class Following:
         session: ServerSession,
         settings: Settings,
         *,
-        cancelled: trio.Event,
+        cancelled: Trigger,
         still_ours: Callable[[], Awaitable[bool]],
         sink: OutputSink,
         calls: HelperCalls,
-        begun: trio.Event,
+        on_begun: Callable[[], object],
         offsets: Offsets,
         was_heard_of: bool,
     ) -> None:
@@ -75,7 +77,7 @@ class Following:
         self._sink = sink
         self._calls = calls
         self._answers = trio.CapacityLimiter(ANSWERS_AT_ONCE)
-        self._begun = begun
+        self._on_begun = on_begun
         self._received = {Stream.STDOUT: offsets.stdout, Stream.STDERR: offsets.stderr}
         self._was_heard_of = was_heard_of
         self._failure: str | None = None  # of the last connection
@@ -91,8 +93,9 @@ class Following:
         result = None
         with trio.move_on_at(self._latest_end()) as limit:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._signal_when_cancelled, limit)
-                result = await self._follow(attachment, limit, nursery)
+                signal = partial(nursery.start_soon, self._signal, limit)
+                with self._cancelled.armed(signal):
+                    result = await self._follow(attachment, limit, nursery)
                 nursery.cancel_scope.cancel()
         if result is not None:
             return result
@@ -132,7 +135,7 @@ class Following:
                 attachment = None
                 await self._session.pause()
         except RunRefusedError as error:
-            was_heard_of = self._was_heard_of or self._begun.is_set()
+            was_heard_of = self._was_heard_of or self.began is not None
             if error.status == NO_SUCH_RUN_STATUS and not was_heard_of:
                 return Ending(Outcome.CANCELLED, "the job was cancelled before its start")
             return Ending(Outcome.LOST, f"the run vanished from the server: {error}")
@@ -151,7 +154,7 @@ class Following:
         """
         while True:
             match await attachment.receive():
-                case Started() as started if not self._begun.is_set():
+                case Started() as started if self.began is None:
                     self.begin(started)
                     limit.deadline = min(limit.deadline, self._latest_end())
                 case Output(stream, data):
@@ -206,9 +209,8 @@ class Following:
                 log.debug("reconnect_failed", error=str(error))
             await self._session.pause()
 
-    async def _signal_when_cancelled(self, limit: trio.CancelScope) -> None:
+    async def _signal(self, limit: trio.CancelScope) -> None:
         """Ask the runner to end the run, over connections as they come and go."""
-        await self._cancelled.wait()
         log.info("run_cancelling")
         # A server that is gone does not hold up the job's end for the rest of its time.
         self._latest_word = trio.current_time() + LATEST_WORD_SECONDS
@@ -226,7 +228,7 @@ class Following:
         # A server may say anything; more than the limit has not passed for us.
         elapsed = min(started.elapsed_ms / 1000, self._plan.limit_seconds)
         self.began = trio.current_time() - elapsed
-        self._begun.set()
+        self._on_begun()
         log.info("execution_started", state=started.state)
 
     def _latest_end(self) -> float:

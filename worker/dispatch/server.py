@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -19,6 +20,7 @@ from worker.remote.attachment import Offsets
 from worker.remote.credentials import Credentials
 from worker.remote.session import Remote, ServerSession, forget_for_sure
 from worker.settings import Settings
+from worker.trigger import Trigger
 
 log = structlog.get_logger()
 
@@ -46,9 +48,8 @@ class ServerExecution:
     """One child of the fan-out.
 
     `run` says how the execution ended, `clean_up` forgets the run on the server; a run that goes
-    on when they are cancelled is not touched by that. `begun` is set when the script
-    is known to run, `sink` called with what it prints, `still_ours` when somebody else has, or had,
-    the run; `calls` are its script's.
+    on when they are cancelled is not touched by that. `sink` is called with what the script prints,
+    `still_ours` when somebody else has, or had, the run; `calls` are its script's.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ServerExecution:
         settings: Settings,
         *,
         credentials: Credentials,
-        cancelled: trio.Event,
+        cancelled: Trigger,
         still_ours: Callable[[], Awaitable[bool]],
         sink: OutputSink,
         calls: HelperCalls,
@@ -69,12 +70,12 @@ class ServerExecution:
         self._settings = settings
         self._cancelled = cancelled
         self._calls = calls
-        self.begun = trio.Event()
         self._resumption = resumption or Resumption(may_have_begun=False)
         self._started_at = now_ms()
         server = execution.server
         # Where it is, and since when, in Unix milliseconds.
         self.phase, self.phase_since = Phase.SETUP, self._started_at
+        self._on_begun: Callable[[], object] = lambda: None
         self._session: ServerSession | None = None
         self._phases: tuple[Setup, Following] | None = None
         if server.target is None:
@@ -98,14 +99,18 @@ class ServerExecution:
                 still_ours=still_ours,
                 sink=sink,
                 calls=calls,
-                begun=self.begun,
+                on_begun=self._begun,
                 offsets=self._resumption.offsets,
                 was_heard_of=self._resumption.has_begun,
             ),
         )
 
-    async def run(self) -> ServerResult:
-        """Only cancellation leaves this; every failure is an outcome."""
+    async def run(self, on_begun: Callable[[], object]) -> ServerResult:
+        """Only cancellation leaves this; every failure is an outcome.
+
+        `on_begun` is called once the script is known to run.
+        """
+        self._on_begun = on_begun
         server = self._execution.server
         structlog.contextvars.bind_contextvars(
             execution_id=self._execution.id, server_id=server.id, server=server.name
@@ -122,10 +127,11 @@ class ServerExecution:
         finally:
             self._session.close()
 
-    async def clean_up(self) -> bool:
+    async def clean_up(self, haste: Trigger) -> bool:
         """Forget the run, within that phase's limit; whether nothing of it is left.
 
-        What stays the runner sweeps away in time.
+        It goes on when it is cancelled, but not for long: `haste` is set then. What stays the
+        runner sweeps away in time.
         """
         if self._session is None or not self._session.has_sent:
             return True
@@ -133,13 +139,10 @@ class ServerExecution:
         self._enter(Phase.CLEANUP)
         began = trio.current_time()
         failure: str | None = "over its limit"
-        async with trio.open_nursery() as nursery:
-            seconds = self._settings.phases.cleanup_seconds
-            with trio.move_on_after(seconds, shield=True) as limit:
-                # Outside the shield on purpose: it tells when the worker is to end.
-                nursery.start_soon(_hasten, limit)  # noqa: ASYNC111  cancelled before the scope ends
-                failure = await self._forget(self._session)
-            nursery.cancel_scope.cancel()
+        limit = trio.CancelScope(shield=True)
+        limit.deadline = trio.current_time() + self._settings.phases.cleanup_seconds
+        with limit, haste.armed(partial(_hasten, limit)):
+            failure = await self._forget(self._session)
         if failure is None:
             log.info("cleanup_ended", cleanup_ms=_ms(trio.current_time() - began))
         else:
@@ -174,6 +177,9 @@ class ServerExecution:
             await setup.end_stray_run()
         return result
 
+    def _begun(self) -> None:
+        self._on_begun()
+
     def _enter(self, phase: Phase) -> None:
         self.phase, self.phase_since = phase, now_ms()
 
@@ -204,12 +210,8 @@ class ServerExecution:
         return PhaseTimes(setup_ms, _ms(now - following.began) if wall_ms is None else wall_ms)
 
 
-async def _hasten(cleanup: trio.CancelScope) -> None:
-    """When the worker is to end, what is left of the cleanup has a moment."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        cleanup.deadline = min(cleanup.deadline, trio.current_time() + HASTE_SECONDS)
+def _hasten(cleanup: trio.CancelScope) -> None:
+    cleanup.deadline = min(cleanup.deadline, trio.current_time() + HASTE_SECONDS)
 
 
 def _told(error: str) -> str:

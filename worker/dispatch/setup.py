@@ -1,6 +1,7 @@
 """The setup phase of an execution: from a server's name to a script that runs there."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
@@ -26,6 +27,7 @@ from worker.remote.payload import Payload
 from worker.remote.session import ServerSession
 from worker.remote.waiting import RunRequest
 from worker.settings import Settings
+from worker.trigger import Trigger
 
 log = structlog.get_logger()
 
@@ -52,7 +54,7 @@ class Setup:
         execution: PlannedExecution,
         session: ServerSession,
         settings: Settings,
-        cancelled: trio.Event,
+        cancelled: Trigger,
         still_ours: Callable[[], Awaitable[bool]],
     ) -> None:
         self._plan = plan
@@ -69,8 +71,8 @@ class Setup:
         structlog.contextvars.bind_contextvars(phase=Phase.SETUP)
         seconds = self._settings.phases.setup_seconds
         begun: Ending | Begun | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up, nursery.cancel_scope)
+        setup = trio.CancelScope()
+        with setup, self._cancelled.armed(partial(self._give_up, setup)):
             # Waiting for the worker's own limit is not the server's fault: no setup time passes.
             await self._session.take_place()
             self.began = trio.current_time()
@@ -81,16 +83,13 @@ class Setup:
                 if self._failure:
                     error = f"{self._failure}; {error}"
                 begun = Ending(Outcome.UNREACHABLE, error)
-            nursery.cancel_scope.cancel()
         return begun or Ending(Outcome.CANCELLED, "the job was cancelled during setup")
 
-    async def _give_up(self, setup: trio.CancelScope) -> None:
-        await self._cancelled.wait()
+    def _give_up(self, setup: trio.CancelScope) -> None:
         # From the payload on the run may have started: it is given the time to be heard of, and
         # to be signalled then; after that it is ended as one that nobody follows.
-        if self._session.has_sent:
-            await trio.sleep(LATEST_WORD_SECONDS)
-        setup.cancel()
+        patience = LATEST_WORD_SECONDS if self._session.has_sent else 0
+        setup.deadline = trio.current_time() + patience
 
     async def _try_to_start(self) -> Ending | Begun:
         try:
