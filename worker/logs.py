@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -128,6 +129,7 @@ def _timestamp(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN4
 def _masked(_logger: Any, _method: str, event: Event) -> Event:  # noqa: ANN401  structlog's own signature
     mask = _mask.get()
     for name, value in event.items():
-        if isinstance(value, str) and name not in _NAMES:
+        # What is of an enumeration is a word of ours.
+        if isinstance(value, str) and name not in _NAMES and not isinstance(value, StrEnum):
             event[name] = mask(value)
     return event

@@ -60,6 +60,8 @@ class Masker:
 
     def mask_text(self, text: str) -> str:
         data = as_bytes(text)
+        if not self.candidates(b"\n" + data):
+            return text
         masked = self.mask(data)
         return text if masked == data else masked.decode(errors="surrogateescape")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 import structlog
+from asyncssh.logging import SSHLogger
 
 from worker.remote.windows import LEAST_BYTES, PLAIN_BYTES
 
@@ -24,6 +25,7 @@ RELIED_ON = (
     "_keepalive_interval",
     "_keepalive_timer",
     "_keepalive_timer_callback",
+    "_log_packet",
     "_loop",
     "_next_service",
     "_reset_keepalive_timer",
@@ -44,9 +46,27 @@ SMALL_BYTES = 4096
 PART_BYTES = 48 * 1024
 
 
+class _Silent(SSHLogger):
+    """asyncssh puts into words what it does before it asks whether anybody wants to hear that:
+    5 % of a connection, for a log that is switched off."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: object) -> None: ...
+
+    def packet(
+        self, pktid: int | None, packet: bytes, msg: str, *args: object, **kwargs: object
+    ) -> None: ...
+
+    def get_child(self, child: str = "", context: str = "") -> SSHLogger:  # noqa: ARG002  asyncssh's signature
+        return self
+
+
+_SILENT = _Silent()
+
+
 class ShortConnection(asyncssh.SSHClientConnection):
     """From TCP's first packet to a command's first output in 6 round trips, which else take 9."""
 
+    logger = _SILENT
     _accept_is_due = False
     _heard_at = 0.0
 
@@ -101,6 +121,8 @@ class ShortConnection(asyncssh.SSHClientConnection):
                 return  # it has ended over that, and what comes behind is not looked at
         if len(data) < SMALL_BYTES and QUICK_ACK is not None and self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
+
+    def _log_packet(self, *_: object) -> None: ...
 
     def _reset_keepalive_timer(self) -> None:
         """Only note that something came; the timer looks when it is due.
