@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from worker.errors import StateError
+from worker.serial_thread import SerialThread, Work
 
 T = TypeVar("T")
 
@@ -38,7 +39,9 @@ class Database:
         # Whether something waits for room.
         self.is_stuck = False
         self._after_commit: list[Callable[[], object]] = []
-        self._limiter = trio.CapacityLimiter(1)
+        # Within a transaction that a caller has opened, and within one around several callers'.
+        self._is_open = self._is_shared = False
+        self._thread = SerialThread(self._do)
         try:
             # Readers never wait for the writer.
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -53,7 +56,10 @@ class Database:
             raise
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` off the event loop, one at a time; it is never cut short.
+        """Run `work` off the event loop, one at a time; it is never cut short, and may be done
+        again.
+
+        What waits while a disk makes sure of a commit is committed together.
 
         A disk that is full, or fails, is waited for: what would be lost otherwise is what this
         file exists for. Raises StateError if SQLite refuses for a reason that does not pass.
@@ -83,35 +89,75 @@ class Database:
         if self._inline:
             await trio.lowlevel.checkpoint()
             return work()
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await self._thread.run(work)
+
+    def _do(self, works: Sequence[Work]) -> None:
+        if len(works) == 1 or not self._do_together(works):
+            for work in works:
+                work.do()
+
+    def _do_together(self, works: Sequence[Work]) -> bool:
+        """With one commit for all; where that fails, or one of them finds fault with the database,
+        each is to be done by itself."""
+        self._is_shared = True
+        try:
+            with self._transaction("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"):
+                for work in works:
+                    work.do()
+                    if isinstance(work.failure, sqlite3.Error):
+                        raise work.failure
+        except sqlite3.Error:
+            return False
+        finally:
+            self._is_shared = False
+        self._act()
+        return True
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; within another one, a part of that."""
-        if self._connection.in_transaction:
+        if self._is_open:
             yield self._connection
             return
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._after_commit.clear()
+        self._is_open = True
         try:
-            yield self._connection
-            self._connection.execute("COMMIT")
+            with (
+                self._transaction("SAVEPOINT own", "RELEASE own", "ROLLBACK TO own; RELEASE own")
+                if self._is_shared
+                else self._transaction("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
+            ):
+                yield self._connection
+        finally:
+            self._is_open = False
+        self._act()
+
+    @contextmanager
+    def _transaction(self, begin: str, commit: str, roll_back: str) -> Iterator[None]:
+        self._connection.execute(begin)
+        before = len(self._after_commit)
+        try:
+            yield
+            self._connection.execute(commit)
         except BaseException:
-            self._roll_back()
+            del self._after_commit[before:]
+            # On a full disk SQLite has done so by itself.
+            if self._connection.in_transaction:
+                for statement in roll_back.split("; "):
+                    self._connection.execute(statement)
             raise
-        for action in self._after_commit:
-            action()
+
+    def _act(self) -> None:
+        if not self._connection.in_transaction:
+            actions, self._after_commit = self._after_commit, []
+            for action in actions:
+                action()
 
     def after_commit(self, action: Callable[[], object]) -> None:
         """Do `action` once the present transaction holds, and not at all if it does not."""
         self._after_commit.append(action)
 
-    def _roll_back(self) -> None:
-        # On a full disk SQLite has done so by itself.
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
     def close(self) -> None:
+        self._thread.close()
         self._connection.close()
 
     def _migrate(self, migrations: Traversable, *, is_allowed: bool) -> None:

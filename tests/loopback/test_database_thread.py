@@ -1,0 +1,186 @@
+"""What waits for the database together is committed together, and fails alone."""
+
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from worker.database import Database
+from worker.errors import StateError
+from worker.serial_thread import MOST_TOGETHER
+
+SCHEMA = "CREATE TABLE kept (name TEXT PRIMARY KEY, data BLOB);"
+SECONDS = 5
+
+
+class Kept:
+    """A database of names, that counts its commits."""
+
+    def __init__(self, folder: Path) -> None:
+        migrations = folder / "migrations"
+        migrations.mkdir()
+        (migrations / "0001_first.sql").write_text(SCHEMA)
+        self.database = Database(folder / "kept.db", migrations)
+        self.commits = 0
+        self.connection: sqlite3.Connection = self.database._connection
+        self.connection.set_trace_callback(self._note)
+
+    def _note(self, statement: str) -> None:
+        self.commits += statement == "COMMIT"
+
+    def keep(self, name: str, *, size: int = 0, fault: Exception | None = None) -> None:
+        with self.database.transaction() as tx:
+            tx.execute("INSERT INTO kept VALUES (?, ?)", (name, bytes(size)))
+            if fault is not None:
+                raise fault
+
+    def names(self) -> set[str]:
+        with self.database.transaction() as tx:
+            return {name for (name,) in tx.execute("SELECT name FROM kept")}
+
+    @asynccontextmanager
+    async def at_once(self) -> AsyncIterator[trio.Nursery]:
+        """What tasks in the nursery have done waits until the end of the block."""
+        held = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.database.run, partial(held.wait, SECONDS))
+            await trio.testing.wait_all_tasks_blocked()
+            yield nursery
+            await trio.testing.wait_all_tasks_blocked()
+            self.commits = 0
+            held.set()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    kept = Kept(tmp_path)
+    yield kept
+    kept.database.close()
+
+
+async def test_what_waits_is_committed_together(kept: Kept) -> None:
+    names = {str(number) for number in range(MOST_TOGETHER + 1)}
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            for name in names:
+                tasks.start_soon(kept.database.run, partial(kept.keep, name))
+
+    assert kept.commits == 2  # as many as go together, and one
+    assert kept.names() == names
+
+
+@pytest.mark.parametrize("fault", [ValueError("no"), sqlite3.IntegrityError("no")])
+async def test_what_fails_is_undone_alone(kept: Kept, fault: Exception) -> None:
+    caught: list[BaseException] = []
+
+    async def fail() -> None:
+        try:
+            await kept.database.run(partial(kept.keep, "failing", fault=fault))
+        except (ValueError, sqlite3.IntegrityError) as error:
+            caught.append(error)
+
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            tasks.start_soon(kept.database.run, partial(kept.keep, "before"))
+            await trio.testing.wait_all_tasks_blocked()
+            tasks.start_soon(fail)
+            await trio.testing.wait_all_tasks_blocked()
+            tasks.start_soon(kept.database.run, partial(kept.keep, "after"))
+
+    assert caught == [fault]
+    assert kept.names() == {"before", "after"}
+
+
+async def test_where_there_is_room_for_some_only_the_others_wait(kept: Kept) -> None:
+    (pages,) = kept.connection.execute("PRAGMA page_count").fetchone()
+    kept.connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            async with kept.at_once() as tasks:
+                tasks.start_soon(kept.database.run, partial(kept.keep, "small"))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(kept.database.run, partial(kept.keep, "large", size=100_000))
+            while not kept.database.is_stuck:
+                await trio.sleep(0.01)
+            assert await kept.database.run(kept.names) == {"small"}
+            kept.connection.execute("PRAGMA max_page_count = 1000")
+
+    assert kept.names() == {"small", "large"}
+
+
+async def test_what_sqlite_undoes_with_what_fails_is_done_again(kept: Kept) -> None:
+    def fail() -> None:
+        with kept.database.transaction() as tx:
+            tx.execute("ROLLBACK")  # as SQLite does by itself where a disk fails
+            raise sqlite3.OperationalError("no")
+
+    async def run_failing() -> None:
+        with pytest.raises(StateError):
+            await kept.database.run(fail)
+
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            tasks.start_soon(kept.database.run, partial(kept.keep, "before"))
+            await trio.testing.wait_all_tasks_blocked()
+            tasks.start_soon(run_failing)
+            await trio.testing.wait_all_tasks_blocked()
+            tasks.start_soon(kept.database.run, partial(kept.keep, "after"))
+
+    assert kept.names() == {"before", "after"}
+
+
+async def test_what_follows_a_commit_waits_for_that_of_all_and_is_left_out_where_one_is_undone(
+    kept: Kept,
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def keep(name: str, fault: Exception | None = None) -> None:
+        with kept.database.transaction():
+            kept.keep(name)
+            kept.database.after_commit(lambda: seen.append((name, kept.commits)))
+            if fault is not None:
+                raise fault
+
+    async def fail() -> None:
+        with pytest.raises(ValueError, match="no"):
+            await kept.database.run(partial(keep, "failing", ValueError("no")))
+
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            tasks.start_soon(fail)
+            tasks.start_soon(kept.database.run, partial(keep, "one"))
+            tasks.start_soon(kept.database.run, partial(keep, "two"))
+
+    assert sorted(seen) == [("one", 1), ("two", 1)]
+
+
+async def test_what_waits_is_done_although_its_task_is_cancelled(kept: Kept) -> None:
+    scope = trio.CancelScope()
+
+    async def keep() -> None:
+        with scope:
+            await kept.database.run(partial(kept.keep, "begun"))
+
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            tasks.start_soon(keep)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+
+    assert kept.names() == {"begun"}
+
+
+async def test_it_is_done_in_the_order_of_the_calls(kept: Kept) -> None:
+    order: list[int] = []
+    with trio.fail_after(SECONDS):
+        async with kept.at_once() as tasks:
+            for number in range(10):
+                tasks.start_soon(kept.database.run, partial(order.append, number))
+                await trio.testing.wait_all_tasks_blocked()
+
+    assert order == list(range(10))
