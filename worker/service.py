@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import structlog
 import trio
-import trio_asyncio
 
 from worker import __version__
 from worker.api.client import QueueClient, open_client
@@ -26,6 +25,7 @@ from worker.relay import Relay
 from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
+from worker.remote.loop import open_loop
 from worker.remote.pool import Pool, open_pool
 from worker.remote.session import Remote
 from worker.settings import DrainPolicy, Settings
@@ -249,13 +249,11 @@ async def open_service(
     # Calls are a part of every job, and nobody is to pay for what nobody wants to know.
     heard = told.api_called if told.is_on else None
     async with (
-        trio_asyncio.open_loop() as loop,
+        open_loop(),
         open_client(settings.api, worker_id, heard) as client,
         open_runtimes(settings.runtime, client, heard) as runtimes,
         open_pool(Connector(settings.ssh, database), settings.ssh) as pool,
     ):
-        # trio-asyncio would end the worker for what asyncio only reports.
-        loop.set_exception_handler(_log_stray)
         yield Service(settings, client, runtimes, database, pool, told)
 
 
@@ -278,10 +276,6 @@ async def serve(
         log.info("worker_stopped")
         nursery.cancel_scope.cancel()
     return all_said
-
-
-def _log_stray(_loop: object, context: dict[str, object]) -> None:
-    log.error("asyncio_error", error=repr(context.get("exception") or context.get("message")))
 
 
 async def _obey_signals(

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 
 import trio
-import trio_asyncio
 
 from worker.checkup import Finding, Say, Verdict, failed
 from worker.database import Database
@@ -23,6 +22,7 @@ from worker.remote.connector import Connector
 from worker.remote.credentials import open_credential
 from worker.remote.deployments import Deployments
 from worker.remote.frames import Ended
+from worker.remote.loop import open_loop
 from worker.remote.payload import Interpreter, Payload
 from worker.remote.target import Target
 from worker.remote.waiting import RunRequest, prepare
@@ -60,7 +60,7 @@ class Trial:
         but the runner.
         """
         try:
-            async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
+            async with open_loop(), AsyncExitStack() as stack:
                 connection = await self._connect(stack)
                 await self._look_around(connection)
                 path = await self._deploy(connection)

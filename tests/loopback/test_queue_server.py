@@ -179,12 +179,12 @@ async def test_a_poller_that_has_gone_gets_no_job(tmp_path: Path) -> None:
 
 
 async def test_a_poller_that_goes_while_its_claim_is_made_gives_it_back(tmp_path: Path) -> None:
-    left = trio.Event()
+    left, token = trio.Event(), trio.lowlevel.current_trio_token()
 
     class LeftStore(Store):
         def claim(self, *args: Any, **kwargs: Any) -> tuple[Json, ...]:  # noqa: ANN401 passed on
             jobs = super().claim(*args, **kwargs)
-            trio.from_thread.run_sync(left.set)
+            trio.from_thread.run_sync(left.set, trio_token=token)
             time.sleep(0.05)  # the disconnect is seen while the claim is under way
             return jobs
 

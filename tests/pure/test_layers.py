@@ -74,7 +74,7 @@ HOMES = {
     "httpx": {"api", "cli", "demo"},
     "asyncssh": {"remote", "demo"},
     "jwt": {"api", "queue_server"},
-    "trio_asyncio": {"remote", "service", "trial", "direct", "demo"},
+    "trio_asyncio": {"remote", "demo"},
     "starlette": {"queue_server"},
     "hypercorn": {"queue_server"},
     "sqlite3": {"database", "state", "queue_server"},

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import asyncssh
 import trio
-from trio_asyncio import aio_as_trio, open_loop
+from trio_asyncio import aio_as_trio
 
 from worker.errors import ConnectError, HostKeyError, SshError
 from worker.remote.address import Address
 from worker.remote.connection import KEX, HostKey, translated
 from worker.remote.key_kinds import KINDS, algorithms, with_all
+from worker.remote.loop import open_loop
 from worker.remote.target import Credential, Target
 
 # A server has one key of each of these, and no other.
