@@ -14,8 +14,9 @@ from worker.clock import now_ms
 from worker.crew import Crew, Surroundings
 from worker.dispatch.aggregate import aggregate
 from worker.dispatch.fanout import fan_out
-from worker.dispatch.plan import Plan, plan_job
+from worker.dispatch.plan import Plan, PlannedExecution, plan_job
 from worker.dispatch.result import ServerResult
+from worker.dispatch.setup import run_request
 from worker.errors import JobError, ProtocolError, SealedValueError
 from worker.flight import Flight
 from worker.live import BegunScripts, tell_live_forever
@@ -39,7 +40,7 @@ log = structlog.get_logger()
 
 RELEASE_SECONDS = 5
 # On more servers than these it is the worker that takes its time.
-MOST_ANNOUNCED = 8
+MOST_STAGED = 8
 
 
 class Jobs:
@@ -186,11 +187,24 @@ class Jobs:
 
     async def _start(self, job: JobBody, flight: Flight) -> None:
         plan = self._plan(job)
-        self._announce(plan)
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
         began_at = now_ms()
-        if not await self._begin(plan, job, flight, began_at):
+        try:
+            await self._start_staged(plan, job, flight, trace, began_at)
+        finally:
+            self._unstage(plan)
+
+    async def _start_staged(
+        self, plan: Plan, job: JobBody, flight: Flight, trace: JobTrace, began_at: int
+    ) -> None:
+        # While the API is told that the job runs, its servers make ready.
+        async with trio.open_nursery() as nursery:
+            if len(plan.executions) <= MOST_STAGED:
+                for execution in plan.executions:
+                    nursery.start_soon(self._stage, plan, execution)
+            is_ours = await self._begin(plan, job, flight, began_at)
+        if not is_ours:
             return
         trace.started(began_at)
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
@@ -210,12 +224,17 @@ class Jobs:
         report = partial(self._report, plan, crew, flight, trace, began_at)
         await self._fly(plan, flight, crew, begun, report, began_at)
 
-    def _announce(self, plan: Plan) -> None:
-        """While the API is told that the job runs, its servers can make ready."""
-        if len(plan.executions) <= MOST_ANNOUNCED:
-            for execution in plan.executions:
-                if execution.server.target is not None:
-                    self._around.remote.pool.announce(execution.server.target)
+    async def _stage(self, plan: Plan, execution: PlannedExecution) -> None:
+        target = execution.server.target
+        if target is not None:
+            request = run_request(plan, execution, self._settings)
+            await self._around.remote.pool.stage(target, request)
+
+    def _unstage(self, plan: Plan) -> None:
+        """What has not been started by now is not to be."""
+        for execution in plan.executions:
+            if execution.server.target is not None:
+                self._around.remote.pool.unstage(execution.server.target, execution.id)
 
     async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
         """Keep the job and tell that it runs, before anything of it goes to a server; whether it is

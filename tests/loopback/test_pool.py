@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -16,15 +16,15 @@ from tests.worker_rig import WorkerRig, outcomes, running_worker, until_exists, 
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, open_sshd
-from worker.errors import NoChannelError
+from worker.errors import HostKeyError, NoChannelError, QueueRefusedError
 from worker.remote.address import Address
-from worker.remote.attachment import Attachment
 from worker.remote.channel import Channel
 from worker.remote.connection import Connection, open_connection
 from worker.remote.credentials import open_credential
 from worker.remote.host_keys import HostKeyCheck
+from worker.remote.spares import Spares
 from worker.remote.target import Credential, Target
-from worker.remote.waiting import RunRequest, WaitingRun
+from worker.remote.waiting import RunRequest
 from worker.secret import Secret
 from worker.settings import HostKeyPolicy
 
@@ -118,35 +118,90 @@ async def test_a_job_on_a_quiet_connection_finds_a_run_that_waits_for_it(
     await until(lambda: not waiting_runs(sshd), seconds=3)
 
 
-async def test_the_server_of_a_job_is_told_while_the_api_is(
+def payloads(sshd: Sshd) -> list[Path]:
+    """Of runs that have not begun, or go on."""
+    return list(sshd.server.home.glob(".cache/cronium/runs/*/in.*/input"))
+
+
+def claims(sshd: Sshd) -> list[Path]:
+    """Those of runs that were reported are forgotten."""
+    return list(sshd.server.home.glob(".cache/cronium/runs/*/go"))
+
+
+async def test_a_server_makes_ready_while_the_api_is_told_that_the_job_runs(
     an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sshd = an_sshd()
-    said: list[str] = []
-    announce, start, begin = WaitingRun.announce, QueueClient.report_running, WaitingRun.begin
+    start = QueueClient.report_running
+    begun: list[Path] = []
 
-    def announced(self: WaitingRun) -> None:
-        said.append("announced")
-        announce(self)
-
-    async def started(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
-        said.append("started")
+    async def late(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
+        await until(lambda: payloads(sshd))
+        await trio.sleep(0.3)
+        begun.extend(claims(sshd))
         return await start(self, *args, **options)
-
-    async def begun(self: WaitingRun, request: RunRequest) -> Attachment:
-        said.append("begun")
-        return await begin(self, request)
 
     async with running_worker(tmp_path) as rig:
         names = await after_one_job(rig, sshd)
-        monkeypatch.setattr(WaitingRun, "announce", announced)
-        monkeypatch.setattr(QueueClient, "report_running", started)
-        monkeypatch.setattr(WaitingRun, "begin", begun)
+        before = commands(sshd)
+        monkeypatch.setattr(QueueClient, "report_running", late)
 
         report = await rig.run("echo done", names)
+        await until_idle(rig)
+        assert commands(sshd) == before
 
     assert report.executions[0].output == "done\n"
-    assert said == ["announced", "started", "begun"]
+    assert begun == []
+
+
+async def test_what_was_made_ready_for_a_job_that_is_not_ours_goes_away_unstarted(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = an_sshd()
+    marker = tmp_path / "marker"
+    refused = trio.Event()
+
+    async def refuse(*_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 as it comes
+        await until(lambda: payloads(sshd))
+        refused.set()
+        raise QueueRefusedError(403, "the job is another's")
+
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        monkeypatch.setattr(QueueClient, "report_running", refuse)
+        rig.submit(f"touch {marker}", names)
+        with trio.fail_after(30):
+            await refused.wait()
+            await until(lambda: not payloads(sshd))
+
+    assert not marker.exists()
+    assert claims(sshd) == []
+
+
+async def test_nothing_is_made_ready_on_a_server_that_is_not_trusted_any_more(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = an_sshd()
+    asked = trio.Event()
+    staged: list[RunRequest] = []
+
+    def distrust(*_: Any) -> NoReturn:  # noqa: ANN401 as it comes
+        asked.set()
+        raise HostKeyError("it is another's now")
+
+    def stage(_: Spares, request: RunRequest) -> None:
+        staged.append(request)
+
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        monkeypatch.setattr("worker.remote.pooled.JUDGED_SECONDS", -1.0)
+        monkeypatch.setattr(HostKeyCheck, "judge", distrust)
+        monkeypatch.setattr(Spares, "stage", stage)
+        report = await rig.run("true", names)
+
+    assert asked.is_set()
+    assert outcomes(report) == {names[0]: ("unreachable", 255)}
+    assert staged == []
 
 
 async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path: Path) -> None:

@@ -138,13 +138,12 @@ def test_what_leaves_group_session_and_environment_is_ended(
     wait_until(lambda: children(ours) == [], "the cgroups are removed")
 
 
-def test_a_run_that_was_announced_has_one_of_its_own(ours: Path, open_path: Path) -> None:
+def test_each_run_of_a_call_has_one_of_its_own(ours: Path, open_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
         body = payload(b"grep ^0:: /proc/self/cgroup")
         call = server.call("run")
         for _ in range(2):
-            call.send(b"soon\n")
             call.send(line_message(f"{run_id}{len(call.heads)}", body))
             call.read_until(lambda call: call.heads[-1:] != [] and call.heads[-1][:1] == "x")
             call.heads.append("between the runs")

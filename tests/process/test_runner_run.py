@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -309,14 +310,69 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     assert follower.finish() == 0
 
 
-def test_a_call_is_told_that_a_run_is_to_come_soon(server: Server) -> None:
+def send_all_but_the_last_line(server: Server, run_id: str, script: bytes) -> Call:
+    """Its supervisor waits for that line, or is about to."""
     call = server.call("run")
-    call.send(b"soon\nsoon\n" + line_message(new_id(), payload(b"echo one")))
+    call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
+    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it is all there")
+    return call
+
+
+def test_a_run_that_is_made_ready_starts_with_the_last_line(server: Server) -> None:
+    first, second = new_id(), new_id()
+    call = send_all_but_the_last_line(server, first, b"cat; echo one")
+    time.sleep(0.3)
+    assert not (server.directory(first) / "go").is_symlink()
+    call.send(b"cronium-end\n")
     follow(call)
-    call.send(b"soon\n" + message(new_id(), payload(b"echo two")))
+    call.send(line_message(second, payload(b"echo two")))
+    follow(call)
+    call.send_eof()
 
     assert call.finish() == 0
+    # The script does not read what comes for others.
     assert (call.out, call.err) == (b"one\ntwo\n", b"")
+
+
+@pytest.mark.parametrize("end", ["of the call", "of its shell"])
+def test_a_run_that_was_made_ready_in_vain_leaves_nothing(server: Server, end: str) -> None:
+    run_id = new_id()
+    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    if end == "of its shell":
+        call.process.kill()
+    call.send_eof()
+
+    if end == "of the call":
+        assert call.finish() == 66
+        assert call.complaint.endswith("half a payload: nothing was started\n")
+        assert not server.directory(run_id).exists()
+    wait_until(lambda: not list(server.directory(run_id).glob("in.*")), "its payload is removed")
+    late = server.call("run")
+    late.send(line_message(run_id, payload(b"echo two")))
+    late.send_eof()
+    assert late.finish() == 0
+    assert late.out == b"two\n"
+
+
+def test_a_run_that_was_made_ready_and_is_beaten_attaches(server: Server) -> None:
+    run_id = new_id()
+    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    assert server.start(run_id, payload(b"echo two")).finish() == 0
+    call.send(b"cronium-end\n")
+    call.send_eof()
+
+    assert call.finish() == 0
+    assert call.out == b"two\n"
+    assert [head for head in call.heads if head[:1] == "r"] != ["r new 0"]
+
+
+def test_a_wrong_last_line_starts_nothing(server: Server) -> None:
+    run_id = new_id()
+    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    call.send(b"cronium-enD\n")
+
+    assert call.finish() == 66
+    assert not server.directory(run_id).exists()
 
 
 @pytest.mark.parametrize("gone", [True, False])

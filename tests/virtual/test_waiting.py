@@ -64,24 +64,37 @@ async def test_after_a_run_it_waits_for_the_next(
     assert server.stdin.count(b"exec_1 0 0 60 ") == 2
 
 
-async def test_a_run_is_announced_between_runs_alone(
+@pytest.mark.parametrize("script", [b"true\n", b"echo \xff\n"])
+async def test_what_is_staged_starts_when_it_begins(
+    autojump_clock: MockClock, run: WaitingRun, server: Server, script: bytes
+) -> None:
+    message = run_message("exec_1", 60, request(script).payload)
+    run.stage(request(script))
+    assert server.stdin == message.head
+    assert not run.is_waiting
+    assert run.is_ready_for(request(script))
+    assert not run.is_ready_for(request(b"false\n"))
+
+    attachment = await run.begin(request(script))
+    server.say(b"r new 0\nx 0 exit 1 1\n")
+
+    assert [await attachment.receive() for _ in range(3)][-1] == END
+    assert server.stdin == message.data
+    assert server.told.is_set() is not message.is_lines
+    assert run.is_waiting is message.is_lines
+    assert not run.is_ready_for(request(script))
+
+
+async def test_what_is_staged_where_the_call_has_ended_is_not_ready(
     autojump_clock: MockClock, run: WaitingRun, server: Server
 ) -> None:
-    run.announce()
-    assert server.stdin == b"soon\n"
-    await first_run(run, server)
-    sent = server.stdin
-    attachment = await run.begin(request())
-    run.announce()
-    assert server.stdin.count(b"soon") == sent.count(b"soon") == 1
-    server.say(b"r new 0\nx 0 exit 1 1\n")
-    assert [await attachment.receive() for _ in range(2)][-1] == END
+    run.stage(request())
+    await wait_all_tasks_blocked()
+    server.exit(66)
+    assert not run.is_ready_for(request())
 
-    server.exit(0)
-    run.announce()
-
+    run.stage(request())
     assert not run.is_waiting
-    assert server.stdin.count(b"soon") == 1
 
 
 async def test_after_a_payload_of_bytes_it_is_over(

@@ -42,6 +42,18 @@ CONNECT_ATTEMPTS = 6
 Begun = tuple[Attachment, Started]
 
 
+def run_request(plan: Plan, execution: PlannedExecution, settings: Settings) -> RunRequest:
+    payload = Payload(
+        interpreter=plan.interpreter,
+        script=plan.script,
+        environment=plan.environment_of(execution),
+        directory=plan.directory,
+        input=plan.input,
+        output_limit_bytes=settings.jobs.run_max_output_bytes,
+    )
+    return RunRequest(execution.id, plan.limit_seconds, payload)
+
+
 class Setup:
     """`began` is when it did, by the loop's clock.
 
@@ -129,16 +141,7 @@ class Setup:
                 await self._session.pause()
 
     async def _start_once(self) -> Begun:
-        plan = self._plan
-        payload = Payload(
-            interpreter=plan.interpreter,
-            script=plan.script,
-            environment=plan.environment_of(self._execution),
-            directory=plan.directory,
-            input=plan.input,
-            output_limit_bytes=self._settings.jobs.run_max_output_bytes,
-        )
-        request = RunRequest(self._execution.id, plan.limit_seconds, payload)
+        request = run_request(self._plan, self._execution, self._settings)
         attachment = await self._session.start(request)
         started = await _first_word(attachment)
         await self._session.verified()

@@ -16,6 +16,8 @@ READ_ONLY_NAMES = frozenset(
 
 # More costs the runner's shell, which reads byte by byte, more than the processes that it saves.
 MOST_LINES_BYTES = 4096
+# It tells that all have come, and that the run is to start.
+LAST_LINE = b"cronium-end\n"
 # What every shell reads as it is, whatever its locale.
 _plain = re.compile(rb"[\t\n -~]*\Z")
 
@@ -53,10 +55,8 @@ class Payload:
         return b"".join((header.encode(), directory, environment, self.script, self.input))
 
     def encode_lines(self) -> bytes | None:
-        """The same as lines that a shell reads by itself; None if it is not short and plain.
-
-        The last one tells that all have come.
-        """
+        """The same as lines that a shell reads by itself, without `LAST_LINE`; None if it is not
+        short and plain."""
         sections = {
             "directory": self.directory.encode(),
             "environment": export_lines(self.environment),
@@ -71,15 +71,21 @@ class Payload:
             return None
         header = [f"interpreter {self.interpreter}", f"output_limit {self.output_limit_bytes}"]
         header += [f"{name} {section.count(10) + 1}" for name, section in sections.items()]
-        return b"\n".join(("\n".join(header).encode(), b"", *sections.values(), b"cronium-end\n"))
+        return b"\n".join(("\n".join(header).encode(), b"", *sections.values(), b""))
 
 
 @dataclass(frozen=True, slots=True)
 class RunMessage:
-    """What starts a run. Its end is that of the stream, unless it `is_lines`."""
+    """What starts a run, but not before its `rest` comes. Its end is that of the stream, unless it
+    `is_lines`."""
 
-    data: bytes = field(repr=False)
+    head: bytes = field(repr=False)
+    rest: bytes = field(repr=False)
     is_lines: bool
+
+    @property
+    def data(self) -> bytes:
+        return self.head + self.rest
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
@@ -107,9 +113,9 @@ def export_lines(environment: Mapping[str, str]) -> bytes:
 def run_message(execution_id: str, limit_seconds: int, payload: Payload) -> RunMessage:
     """For a run of which nothing was received yet."""
     if (lines := payload.encode_lines()) is not None:
-        header = f"{execution_id} 0 0 {limit_seconds} {lines.count(10)} lines\n"
-        return RunMessage(header.encode() + lines, is_lines=True)
+        header = f"{execution_id} 0 0 {limit_seconds} {lines.count(10) + 1} lines\n"
+        return RunMessage(header.encode() + lines, LAST_LINE, is_lines=True)
     body = payload.encode()
     digest = hashlib.sha256(body).hexdigest()
     header = f"{execution_id} 0 0 {limit_seconds} {len(body)} {digest}\n"
-    return RunMessage(header.encode() + body, is_lines=False)
+    return RunMessage(header.encode(), body, is_lines=False)

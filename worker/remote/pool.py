@@ -2,7 +2,7 @@
 
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 import trio
@@ -13,6 +13,7 @@ from worker.remote.connector import Connector
 from worker.remote.credentials import OpenedCredential
 from worker.remote.pooled import CHANNELS, Judgement, PooledConnection
 from worker.remote.target import Target
+from worker.remote.waiting import RunRequest
 from worker.settings import SshSettings
 from worker.snapshot import PoolNow
 
@@ -75,11 +76,21 @@ class Pool:
         pooled.enter()
         return pooled
 
-    def announce(self, target: Target) -> None:
-        """A run is to come soon. It may not come, and says nothing of itself yet."""
+    async def stage(self, target: Target, request: RunRequest) -> None:
+        """Have a server make ready for a run that is to come soon, or not, where a connection to
+        it lies idle; on a busy one the call that waits is for what is sure to come."""
         for pooled in self._pooled.get(target, ()):
-            if pooled.is_open and pooled.spares.announce():
+            if pooled.can_stage:
+                with suppress(SshError):  # for the run to meet
+                    await self.connection(pooled)
+                if pooled.can_stage:
+                    pooled.spares.stage(request)
                 return
+
+    def unstage(self, target: Target, execution_id: str) -> None:
+        """The run has not come, or has gone on long ago."""
+        for pooled in self._pooled.get(target, ()):
+            pooled.spares.unstage(execution_id)
 
     def leave(self, pooled: PooledConnection) -> None:
         pooled.leave()

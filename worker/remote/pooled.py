@@ -81,6 +81,10 @@ class PooledConnection:
         over = self._failure is not None or self.scope.cancel_called
         return not (lost or over or self._is_retired)
 
+    @property
+    def can_stage(self) -> bool:
+        return self.is_made and self.is_open and self.is_idle and self.runner is not None
+
     def has_room(self, *, urgent: bool) -> bool:
         """Whether one more may use it; `urgent` calls have room where runs have none."""
         most = self.channels if urgent else places_for_runs(self.channels)

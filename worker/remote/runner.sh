@@ -119,7 +119,7 @@ supervise() {
     nonce=$2 root=$3 id=$4 token=$5 limit_s=$6 interpreter=$7 output_limit=$8
     shift 8
     # What its starter has found out already.
-    mask=$1 lent_locale=$2 cgroup=$3 boot=$4 host=$5 roots=$6 detacher=$7
+    mask=$1 lent_locale=$2 cgroup=$3 boot=$4 host=$5 roots=$6 detacher=$7 held=$8
     run=$root/runs/$id in=in.$token woken=''
     # Handled, not ignored: the script would inherit an ignored signal. PIPE is of a starter that died.
     trap 'woken=1' HUP TERM URG PIPE
@@ -127,6 +127,10 @@ supervise() {
     exec 3>&1 >/dev/null
     identify $$
     supervisor_started=$started
+    find_reset
+    # The payload's last line is ours to read: all that goes before a start has gone before it comes.
+    [ -z "$held" ] || { IFS= read -r line && [ "$line" = cronium-end ]; } || give_up half
+    exec </dev/null
     claim
     start_script
     echo "new $$ $supervisor_started" >&3 2>/dev/null
@@ -188,18 +192,12 @@ drop_payload() {
     rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
 }
 
-start_script() {
-    # An asynchronous list ignores INT and QUIT, and only another program can undo that.
+# Sets reset: an asynchronous list ignores INT and QUIT, and only another program can undo that.
+find_reset() {
     reset=''
-    if [ ! -e "$root/signals.plain" ]; then
-        if [ ! -e "$root/signals.env" ]; then probe_signals; fi
-        [ -e "$root/signals.env" ] && find_program env && reset="$found --default-signal=INT,QUIT"
-    fi
-    become_script &
-    script_pid=$!
-    identify "$script_pid"
-    script_started=$started
-    { echo "$script_pid $script_started" >script; } 2>/dev/null
+    [ ! -e "$root/signals.plain" ] || return
+    if [ ! -e "$root/signals.env" ]; then probe_signals; fi
+    [ -e "$root/signals.env" ] && find_program env && reset="$found --default-signal=INT,QUIT"
 }
 
 probe_signals() {
@@ -208,6 +206,14 @@ probe_signals() {
     else
         printf '' >"$root/signals.plain"
     fi 2>/dev/null
+}
+
+start_script() {
+    become_script &
+    script_pid=$!
+    identify "$script_pid"
+    script_started=$started
+    { echo "$script_pid $script_started" >script; } 2>/dev/null
 }
 
 become_script() {
@@ -744,6 +750,8 @@ run_all() {
     # Before the header: a spare has the time.
     find_nest
     find_detacher
+    # What is left without one in the background reads nothing.
+    exec 7<&0
     while [ "$served" -lt "$most_served" ]; do
         header=''
         IFS= read -r header || {
@@ -760,7 +768,6 @@ run_all() {
             (forget_all "$@") 2>/dev/null
             printf 'f %s\n' "$?" || exit 74
             ;;
-        soon) warm_nest ;;
         *) run_one "$@" ;;
         esac
         served=$((served + 1))
@@ -809,7 +816,10 @@ run_one() {
     run=${in%/*} root=${run%/runs/*}
     drop_payload
     [ -s "$0" ] || fail 65 'this runner is gone'
-    case $verdict in full) fail 73 "no room for the output in $root" ;; esac
+    case $verdict in
+    half) fail 66 'half a payload: nothing was started' ;;
+    full) fail 73 "no room for the output in $root" ;;
+    esac
     fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
 }
 
@@ -893,19 +903,10 @@ make_room() {
 warm_cgroup() {
     if [ ! -d "$cgroup" ]; then
         cgroup=''
-    elif [ -z "$is_warm" ]; then
+    else
         (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
         warmer=$!
     fi
-    is_warm=''
-}
-is_warm=''
-
-# The same before there is a run, in the cgroup where we are anyhow.
-warm_nest() {
-    [ -n "$nest" ] || return 0
-    (echo 0 >"$nest/cgroup.procs") >/dev/null 2>&1 &
-    is_warm=1
 }
 
 refuse_foreign() {
@@ -950,7 +951,7 @@ refuse_payload() {
 }
 
 # What a shell can read by itself: no process is started for it. A connection can end before the last
-# line, which is always the same, and cannot change what it carries.
+# line, which is always the same and left for the supervisor, and cannot change what it carries.
 receive_lines() {
     interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
     while read_payload_line && [ -n "$line" ]; do
@@ -961,7 +962,6 @@ receive_lines() {
     take_lines environment "$environment"
     take_lines script "$script"
     take_lines input "$input"
-    read_payload_line && [ "$line" = cronium-end ] || refuse_payload 'half a payload'
     received=1
 }
 
@@ -1052,7 +1052,7 @@ launch() {
         # exec, for yash would stay as its parent, with the pipe in hand.
         exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
             "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
-            "$boot" "$host" "$roots" "$detacher" </dev/null 2>/dev/null &
+            "$boot" "$host" "$roots" "$detacher" "${lines_left:+held}" <&7 7<&- 2>/dev/null &
     )
 }
 

@@ -102,7 +102,7 @@ class ServerSession:
             self.has_sent = True
             verify = there.runner.verify_sha256
             self._unverified = there.runner if verify else None
-            run = None if verify else there.pooled.spares.take()
+            run = None if verify else there.pooled.spares.take(request)
             if run is None:
                 run = await waiting.prepare(
                     there.connection, there.runner.path, verify_sha256=verify

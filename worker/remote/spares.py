@@ -7,7 +7,7 @@ import trio
 
 from worker.errors import NoChannelError, SshError
 from worker.remote.connection import Connection
-from worker.remote.waiting import WaitingRun, prepare
+from worker.remote.waiting import RunRequest, WaitingRun, prepare
 
 log = structlog.get_logger()
 
@@ -29,6 +29,8 @@ class Spares:
     def __init__(self) -> None:
         # With when it began to wait; the last used is the next used.
         self._waiting: list[tuple[WaitingRun, float]] = []
+        # By execution id, those that are ready for a run.
+        self._staged: dict[str, WaitingRun] = {}
         self._was_used = False
         self._wanted = trio.Event()
         self._crowded = trio.Event()
@@ -37,7 +39,16 @@ class Spares:
         """One is to be there for the next run, as soon as that does not disturb this one."""
         self._wanted.set()
 
-    def take(self) -> WaitingRun | None:
+    def take(self, request: RunRequest) -> WaitingRun | None:
+        """The one that is ready for the request, or any."""
+        staged = self._staged.pop(request.execution_id, None)
+        if staged is not None:
+            if staged.is_ready_for(request):
+                return staged
+            staged.close()
+        return self._take()
+
+    def _take(self) -> WaitingRun | None:
         while self._waiting:
             waiting, _ = self._waiting.pop()
             if waiting.is_waiting and not _is_old(waiting):
@@ -46,12 +57,18 @@ class Spares:
             waiting.close()
         return None
 
-    def announce(self) -> bool:
-        """Say so where a run is to come soon; whether there is who can be told."""
-        if not self._waiting:
-            return False
-        self._waiting[-1][0].announce()
-        return True
+    def stage(self, request: RunRequest) -> None:
+        """Have one make ready for a run that is to come soon, or not."""
+        waiting = self._take()
+        if waiting is not None:
+            self._staged[request.execution_id] = waiting
+            waiting.stage(request)
+
+    def unstage(self, execution_id: str) -> None:
+        """It has not come."""
+        staged = self._staged.pop(execution_id, None)
+        if staged is not None:
+            staged.close()
 
     def give_back(self, waiting: WaitingRun) -> None:
         if _is_old(waiting):
@@ -67,8 +84,9 @@ class Spares:
 
     def close(self) -> None:
         """None of them is to be used."""
-        for waiting, _ in self._waiting:
+        for waiting in (*self._staged.values(), *(each for each, _ in self._waiting)):
             waiting.close()
+        self._staged.clear()
         self._waiting.clear()
 
     async def drop(self) -> bool:

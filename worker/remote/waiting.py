@@ -9,7 +9,7 @@ from worker.errors import ConnectionLostError, ProtocolError, RunnerMissingError
 from worker.remote.attachment import Attachment, Incoming, new_nonce
 from worker.remote.channel import Channel
 from worker.remote.connection import Connection
-from worker.remote.payload import Payload, run_message
+from worker.remote.payload import Payload, RunMessage, run_message
 
 # It is a matter of milliseconds; a runner that hangs is not waited for.
 FORGET_SECONDS = 10.0
@@ -36,6 +36,7 @@ class WaitingRun:
         self._writing = trio.Lock()
         self._served = 0
         self._is_given_up = False
+        self._staged: RunRequest | None = None
         self.since = trio.current_time()
 
     @property
@@ -44,24 +45,30 @@ class WaitingRun:
         is_over = self._channel.is_closed or self._is_given_up or self._served >= MOST_SERVED
         return not (is_over or self._incoming.is_busy)
 
-    def announce(self) -> None:
-        """Say that a run is to come soon: what takes its server a while can begin."""
-        if not self.is_waiting or self._writing.locked():
-            return
-        self._served += 1
+    def stage(self, request: RunRequest) -> None:
+        """Have its server make all ready for a run that is to come, or not, and is `begin`'s to
+        start; to be called of one that waits."""
+        self._staged = request
         try:
-            self._channel.send_soon(b"soon\n")
+            self._channel.send_soon(self._announce(request).head)
         except ConnectionLostError:
             self.close()
 
+    def is_ready_for(self, request: RunRequest) -> bool:
+        return self._staged == request and not self._channel.is_closed
+
     async def begin(self, request: RunRequest) -> Attachment:
         """Start the run, unless it was ever started, and attach to it from the beginning."""
-        message = run_message(request.execution_id, request.limit_seconds, request.payload)
-        self._incoming.begin(serves_more=message.is_lines)
-        self._served += 1
+        if self._staged is None:
+            message = self._announce(request)
+            data = message.data
+        else:
+            message = _message(request)
+            data = message.rest
+            self._staged = None
         try:
             async with self._writing:
-                await self._channel.send_all(message.data)
+                await self._channel.send_all(data)
                 if not message.is_lines:
                     self._channel.send_eof()
         except ConnectionLostError:
@@ -70,6 +77,12 @@ class WaitingRun:
             self.close()
             raise
         return Attachment(self._incoming)
+
+    def _announce(self, request: RunRequest) -> RunMessage:
+        message = _message(request)
+        self._incoming.begin(serves_more=message.is_lines)
+        self._served += 1
+        return message
 
     async def forget(self, execution_ids: Iterable[str]) -> bool:
         """Remove runs that have ended, as the runner's verb does; whether that was done.
@@ -100,6 +113,10 @@ class WaitingRun:
     async def closed(self) -> None:
         """Until the server has its channel back."""
         await self._channel.wait_closed()
+
+
+def _message(request: RunRequest) -> RunMessage:
+    return run_message(request.execution_id, request.limit_seconds, request.payload)
 
 
 async def prepare(
