@@ -133,12 +133,12 @@ async def test_a_server_makes_ready_while_the_api_is_told_that_the_job_runs(
 ) -> None:
     sshd = an_sshd()
     start = QueueClient.report_running
-    begun: list[Path] = []
+    seen: list[tuple[int, int]] = []
 
     async def late(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
         await until(lambda: payloads(sshd))
         await trio.sleep(0.3)
-        begun.extend(claims(sshd))
+        seen.append((len(payloads(sshd)), len(claims(sshd))))
         return await start(self, *args, **options)
 
     async with running_worker(tmp_path) as rig:
@@ -151,7 +151,7 @@ async def test_a_server_makes_ready_while_the_api_is_told_that_the_job_runs(
         assert commands(sshd) == before
 
     assert report.executions[0].output == "done\n"
-    assert begun == []
+    assert seen == [(1, 0)]
 
 
 async def test_what_was_made_ready_for_a_job_that_is_not_ours_goes_away_unstarted(
