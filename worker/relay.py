@@ -113,6 +113,9 @@ class Relay:
         also: Callable[[], object] | None,
         rows_due_at: int,
     ) -> None:
+        # What is due of these is read when their delivery is over.
+        in_flight = frozenset(self._in_flight)
+
         def keep() -> dict[str, list[QueuedEntry]]:
             entries = make()
             jobs = dict.fromkeys(entry.job_id for entry in entries)
@@ -120,7 +123,10 @@ class Relay:
                 self._outbox.put(entries, now=self._now(), rows_due_at=rows_due_at)
                 if also is not None:
                     also()
-                return {job: self._outbox.next_of(job, now=self._now()) for job in jobs}
+                return {
+                    job: [] if job in in_flight else self._outbox.next_of(job, now=self._now())
+                    for job in jobs
+                }
 
         for job_id, go in (await self._database.run(keep)).items():
             if go:

@@ -11,8 +11,9 @@ import trio
 
 T = TypeVar("T")
 
-# As many as wait are handed over together; the loop is to hear of some before it waits long.
-MOST_TOGETHER = 64
+# Handed over at once. The loop is to hear of the first soon, and what each holds until all are over
+# may be a report's output: 64 of those took 40 MiB.
+MOST_TOGETHER = 16
 
 
 class Work:
