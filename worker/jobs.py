@@ -10,13 +10,13 @@ import trio
 from worker import logs
 from worker.api import wire
 from worker.api.wire import JobBody
+from worker.beginnings import Beginnings
 from worker.clock import now_ms
 from worker.crew import Crew, Surroundings
 from worker.dispatch.aggregate import aggregate
 from worker.dispatch.fanout import fan_out
-from worker.dispatch.plan import Plan, PlannedExecution, plan_job
+from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
-from worker.dispatch.setup import run_request
 from worker.errors import JobError, ProtocolError, SealedValueError
 from worker.flight import Flight
 from worker.live import BegunScripts, tell_live_forever
@@ -25,22 +25,19 @@ from worker.relay import LastWord
 from worker.report import (
     cancelled_entry,
     complete_entry,
-    create_entry,
+    create_entries,
     fail_entry,
     release_entry,
     row_of,
 )
 from worker.snapshot import JobNow
-from worker.state.history import Begun, JobEnd
-from worker.state.outbox import Entry
+from worker.state.history import JobEnd
 from worker.state.runs import JobState, KeptJob
 from worker.telemetry import JobTrace
 
 log = structlog.get_logger()
 
 RELEASE_SECONDS = 5
-# On more servers than these it is the worker that takes its time.
-MOST_STAGED = 8
 
 
 class Jobs:
@@ -55,6 +52,7 @@ class Jobs:
         self._telemetry = around.telemetry
         self._settings = around.settings
         self._ownership = ownership
+        self._beginnings = Beginnings(around, ownership)
         self._flights: dict[str, Flight] = {}
         self._counts: Counter[str] = Counter()
         # Those in flight whose plan is known, with when they began.
@@ -190,22 +188,11 @@ class Jobs:
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
         began_at = now_ms()
-        try:
-            await self._start_staged(plan, job, flight, trace, began_at)
-        finally:
-            self._unstage(plan)
+        async with self._beginnings.of(plan, job, flight, began_at) as is_ours:
+            if is_ours:
+                await self._run_begun(plan, flight, trace, began_at)
 
-    async def _start_staged(
-        self, plan: Plan, job: JobBody, flight: Flight, trace: JobTrace, began_at: int
-    ) -> None:
-        # While the API is told that the job runs, its servers make ready.
-        async with trio.open_nursery() as nursery:
-            if len(plan.executions) <= MOST_STAGED:
-                for execution in plan.executions:
-                    nursery.start_soon(self._stage, plan, execution)
-            is_ours = await self._begin(plan, job, flight, began_at)
-        if not is_ours:
-            return
+    async def _run_begun(self, plan: Plan, flight: Flight, trace: JobTrace, began_at: int) -> None:
         trace.started(began_at)
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
@@ -224,55 +211,6 @@ class Jobs:
         report = partial(self._report, plan, crew, flight, trace, began_at)
         await self._fly(plan, flight, crew, begun, report, began_at)
 
-    async def _stage(self, plan: Plan, execution: PlannedExecution) -> None:
-        target = execution.server.target
-        if target is not None:
-            request = run_request(plan, execution, self._settings)
-            await self._around.remote.pool.stage(target, request)
-
-    def _unstage(self, plan: Plan) -> None:
-        """What has not been started by now is not to be."""
-        for execution in plan.executions:
-            if execution.server.target is not None:
-                self._around.remote.pool.unstage(execution.server.target, execution.id)
-
-    async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
-        """Keep the job and tell that it runs, before anything of it goes to a server; whether it is
-        to be started."""
-        begin = partial(
-            self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
-        )
-        async with self._relay.held(plan.job_id):
-            if flight.claim is None:
-                is_over = await self._relay.supersede(plan.job_id)
-                is_ours = not is_over and await self._ownership.may_start(flight, ())
-            else:
-                is_over, is_ours = await self._keep_and_start(plan, flight, begin)
-        if is_over:
-            log.info("result_stored_already")
-        elif is_ours and flight.claim is None:
-            await self._relay.put(*_created(plan), also=begin)
-        elif is_ours and not flight.has_rows:
-            await self._relay.put(*_created(plan))
-        elif flight.claim is not None and not is_ours:
-            await self._relay.drop(plan.job_id)
-        return is_ours
-
-    async def _keep_and_start(
-        self, plan: Plan, flight: Flight, begin: Callable[[], object]
-    ) -> tuple[bool, bool]:
-        """Both at once: whether the job's end is in the outbox already, and whether it is ours."""
-        is_over = False
-
-        async def keep() -> None:
-            nonlocal is_over
-            is_over = await self._relay.supersede(plan.job_id, begin=begin)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep)
-            is_ours = await self._ownership.may_start(flight, map(row_of, _created(plan)))
-        return is_over, is_ours and not is_over
-
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
             job = wire.decode_job(self._runs.open_claim(kept))
@@ -286,12 +224,12 @@ class Jobs:
         trace = JobTrace()
         if last_word is not None:
             flight.settle()
-        elif not await self._ownership.may_start(flight, map(row_of, _created(plan))):
+        elif not await self._ownership.may_start(flight, map(row_of, create_entries(plan))):
             await self._relay.drop(kept.job_id)
             return
         else:
             if flight.claim is not None and not flight.has_rows:
-                await self._relay.put(*_created(plan))
+                await self._relay.put(*create_entries(plan))
             trace = self._telemetry.job(plan, flight.admitted_at)
             trace.started(now_ms())
             structlog.contextvars.bind_contextvars(**trace.log_fields)
@@ -419,12 +357,3 @@ class Jobs:
         await last_word.said.wait()
         flight.is_over = True
         return last_word.accepted
-
-
-def _created(plan: Plan) -> list[Entry]:
-    return [create_entry(plan, execution) for execution in plan.executions]
-
-
-def _begun(plan: Plan) -> Begun:
-    servers = {execution.id: execution.server.name for execution in plan.executions}
-    return Begun(plan.event_name or plan.event_id, servers)

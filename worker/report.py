@@ -72,6 +72,10 @@ def row_of(entry: Entry) -> wire.RowBody:
     return wire.RowBody(id=entry.subject, update=body)
 
 
+def create_entries(plan: Plan) -> list[Entry]:
+    return [create_entry(plan, execution) for execution in plan.executions]
+
+
 def running_entry(plan: Plan, execution: PlannedExecution, *, now: int) -> Entry:
     body = wire.UpdateExecutionBody(
         status="running", started_at=rfc3339(now), execution_started_at=rfc3339(now)

@@ -20,7 +20,7 @@ LAYERS = (
     ("checkup",),
     ("intake", "vitals", "stalls"),
     ("jobs",),
-    ("live",),
+    ("live", "beginnings"),
     ("crew", "direct"),
     ("reported", "ownership"),
     ("relay", "printed", "flight", "masked"),

@@ -1,0 +1,100 @@
+"""How a job begins: kept here, told to the API, and made ready for on its servers, all at once."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+import trio
+
+from worker.api import wire
+from worker.api.wire import JobBody
+from worker.crew import Surroundings
+from worker.dispatch.plan import Plan, PlannedExecution
+from worker.dispatch.setup import run_request
+from worker.flight import Flight
+from worker.ownership import Ownership
+from worker.report import create_entries, row_of
+from worker.state.history import Begun
+
+log = structlog.get_logger()
+
+# On more servers than these it is the worker that takes its time.
+MOST_STAGED = 8
+
+
+class Beginnings:
+    def __init__(self, around: Surroundings, ownership: Ownership) -> None:
+        self._settings = around.settings
+        self._pool = around.remote.pool
+        self._relay = around.relay
+        self._runs = around.runs
+        self._ownership = ownership
+
+    @asynccontextmanager
+    async def of(
+        self, plan: Plan, job: JobBody, flight: Flight, began_at: int
+    ) -> AsyncIterator[bool]:
+        """Whether the job is to be started, which is kept and told then; what its servers have
+        made ready by then, and is not started within, they drop."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if len(plan.executions) <= MOST_STAGED:
+                    for execution in plan.executions:
+                        nursery.start_soon(self._stage, plan, execution)
+                is_ours = await self._begin(plan, job, flight, began_at)
+            yield is_ours
+        finally:
+            self._unstage(plan)
+
+    async def _stage(self, plan: Plan, execution: PlannedExecution) -> None:
+        target = execution.server.target
+        if target is not None:
+            await self._pool.stage(target, run_request(plan, execution, self._settings))
+
+    def _unstage(self, plan: Plan) -> None:
+        for execution in plan.executions:
+            if execution.server.target is not None:
+                self._pool.unstage(execution.server.target, execution.id)
+
+    async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
+        """Keep the job and tell that it runs, before anything of it starts on a server; whether it
+        is to be started."""
+        begin = partial(
+            self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
+        )
+        async with self._relay.held(plan.job_id):
+            if flight.claim is None:
+                is_over = await self._relay.supersede(plan.job_id)
+                is_ours = not is_over and await self._ownership.may_start(flight, ())
+            else:
+                is_over, is_ours = await self._keep_and_start(plan, flight, begin)
+        if is_over:
+            log.info("result_stored_already")
+        elif is_ours and flight.claim is None:
+            await self._relay.put(*create_entries(plan), also=begin)
+        elif is_ours and not flight.has_rows:
+            await self._relay.put(*create_entries(plan))
+        elif flight.claim is not None and not is_ours:
+            await self._relay.drop(plan.job_id)
+        return is_ours
+
+    async def _keep_and_start(
+        self, plan: Plan, flight: Flight, begin: Callable[[], object]
+    ) -> tuple[bool, bool]:
+        """Both at once: whether the job's end is in the outbox already, and whether it is ours."""
+        is_over = False
+
+        async def keep() -> None:
+            nonlocal is_over
+            is_over = await self._relay.supersede(plan.job_id, begin=begin)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            is_ours = await self._ownership.may_start(flight, map(row_of, create_entries(plan)))
+        return is_over, is_ours and not is_over
+
+
+def _begun(plan: Plan) -> Begun:
+    servers = {execution.id: execution.server.name for execution in plan.executions}
+    return Begun(plan.event_name or plan.event_id, servers)
