@@ -49,8 +49,12 @@ class Beginnings:
 
     async def _stage(self, plan: Plan, execution: PlannedExecution) -> None:
         target = execution.server.target
-        if target is not None:
+        if target is None:
+            return
+        try:
             await self._pool.stage(target, run_request(plan, execution, self._settings))
+        except Exception as error:  # noqa: BLE001  it saves time, and is not needed
+            log.debug("staging_failed", error=str(error))
 
     def _unstage(self, plan: Plan) -> None:
         for execution in plan.executions:

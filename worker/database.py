@@ -59,7 +59,8 @@ class Database:
         """Run `work` off the event loop, one at a time; it is never cut short, and may be done
         again.
 
-        What waits while a disk makes sure of a commit is committed together.
+        What waits while a disk makes sure of a commit is committed together: what is done before
+        `work` opens its transaction may be within one already.
 
         A disk that is full, or fails, is waited for: what would be lost otherwise is what this
         file exists for. Raises StateError if SQLite refuses for a reason that does not pass.
@@ -100,14 +101,21 @@ class Database:
         """With one commit for all; where that fails, or one of them finds fault with the database,
         each is to be done by itself."""
         self._is_shared = True
+        is_begun = False
         try:
             with self._transaction("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"):
+                is_begun = True
                 for work in works:
                     work.do()
                     if isinstance(work.failure, sqlite3.Error):
                         raise work.failure
-        except sqlite3.Error:
-            return False
+        except sqlite3.Error as error:
+            if is_begun:
+                return False
+            # Somebody else has it locked: they are not to wait so long each.
+            for work in works:
+                work.failure = error
+            return True
         finally:
             self._is_shared = False
         self._act()
@@ -150,7 +158,10 @@ class Database:
         if not self._connection.in_transaction:
             actions, self._after_commit = self._after_commit, []
             for action in actions:
-                action()
+                try:
+                    action()
+                except Exception:  # nothing of what is committed is to look as if it were not
+                    log.exception("after_commit_fault")
 
     def after_commit(self, action: Callable[[], object]) -> None:
         """Do `action` once the present transaction holds, and not at all if it does not."""

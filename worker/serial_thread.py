@@ -52,38 +52,51 @@ class SerialThread:
         self._do = do
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
     async def run(self, call: Callable[[], T]) -> T:
         """In the caller's context. What has begun is never cut short, nor is what waits."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._is_closed:
+            raise trio.ClosedResourceError("the thread has ended")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work_forever, name="database", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work_forever, name="database", daemon=True)
+            thread.start()  # which may fail, and is tried again then
+            self._thread = thread
         work = Work(call)
         self._waiting.put(work)
         await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return cast("T", work.outcome())
 
     def close(self) -> None:
-        """Wait for what is being done."""
+        """Wait for what is being done; nothing else is."""
+        self._is_closed = True
         if self._thread is not None:
             self._waiting.put(None)
             self._thread.join()
 
     def _work_forever(self) -> None:
-        while works := self._take():
-            try:
-                self._do(works)
-            except Exception as error:  # noqa: BLE001  a fault of `do` is all theirs
-                for work in works:
-                    work.failure = error
-            for token in {work.token for work in works}:
-                tasks = [work.task for work in works if work.token is token]
-                with suppress(trio.RunFinishedError):  # nobody waits any more
-                    token.run_sync_soon(_go_on, tasks)
+        while self._work_once():
+            pass  # nothing of it is held on to while the next is waited for
+
+    def _work_once(self) -> bool:
+        """Whether it goes on."""
+        works = self._take()
+        if not works:
+            return False
+        try:
+            self._do(works)
+        except Exception as error:  # noqa: BLE001  a fault of `do` is all theirs
+            for work in works:
+                work.failure = error
+        for token in {work.token for work in works}:
+            tasks = [work.task for work in works if work.token is token]
+            with suppress(trio.RunFinishedError):  # nobody waits any more
+                token.run_sync_soon(_go_on, tasks)
+        return True
 
     def _take(self) -> Sequence[Work]:
-        """At least one, unless it is closed."""
+        """At least one; none once it is closed and all is done."""
         works = [self._waiting.get()]
         while len(works) < MOST_TOGETHER and works[-1] is not None:
             try:

@@ -2,12 +2,13 @@
 
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from worker.database import Database
@@ -184,3 +185,71 @@ async def test_it_is_done_in_the_order_of_the_calls(kept: Kept) -> None:
                 await trio.testing.wait_all_tasks_blocked()
 
     assert order == list(range(10))
+
+
+async def test_of_a_database_that_somebody_else_has_locked_all_hear_after_one_wait(
+    kept: Kept, tmp_path: Path
+) -> None:
+    kept.connection.execute("PRAGMA busy_timeout = 300")
+    names = {str(number) for number in range(10)}
+    with trio.fail_after(SECONDS), closing(sqlite3.connect(tmp_path / "kept.db")) as other:
+        async with kept.at_once() as tasks:
+            other.execute("BEGIN IMMEDIATE")
+            for name in names:
+                tasks.start_soon(kept.database.run, partial(kept.keep, name))
+            tasks.start_soon(unlock_when_stuck, kept, other)
+
+    assert kept.names() == names
+
+
+async def unlock_when_stuck(kept: Kept, other: sqlite3.Connection) -> None:
+    began = trio.current_time()
+    while not kept.database.is_stuck:
+        await trio.sleep(0.01)
+    waited = trio.current_time() - began
+    other.rollback()
+    assert waited < 1.5  # where each waits for itself, they are told together after 3 s
+
+
+async def test_what_fails_after_a_commit_is_nobodys_failure(kept: Kept) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    def keep(name: str, action: Callable[[], object]) -> None:
+        with kept.database.transaction():
+            kept.keep(name)
+            kept.database.after_commit(action)
+
+    with trio.fail_after(SECONDS), structlog.testing.capture_logs() as lines:
+        async with kept.at_once() as tasks:
+            tasks.start_soon(kept.database.run, partial(keep, "one", fail))
+            await trio.testing.wait_all_tasks_blocked()
+            tasks.start_soon(kept.database.run, partial(keep, "two", partial(done.append, "two")))
+
+    assert kept.names() == {"one", "two"}
+    assert done == ["two"]
+    assert [line["event"] for line in lines] == ["after_commit_fault"]
+
+
+async def test_a_thread_that_cannot_be_started_is_tried_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with trio.fail_after(SECONDS):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(RuntimeError):
+                await kept.database.run(kept.names)
+        assert await kept.database.run(kept.names) == set()
+
+
+async def test_after_its_end_nothing_is_waited_for(kept: Kept) -> None:
+    with trio.fail_after(SECONDS):
+        await kept.database.run(kept.names)
+        kept.database.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await kept.database.run(kept.names)

@@ -1,5 +1,6 @@
 """The runner: what one run is given, and what comes back."""
 
+import contextlib
 import os
 import random
 import re
@@ -310,11 +311,20 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     assert follower.finish() == 0
 
 
+def has_supervisor(run_id: str) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"+supervise" in words and run_id.encode() in words:
+                return True
+    return False
+
+
 def send_all_but_the_last_line(server: Server, run_id: str, script: bytes) -> Call:
-    """Its supervisor waits for that line, or is about to."""
+    """Its supervisor waits for that line."""
     call = server.call("run")
     call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
-    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it is all there")
+    wait_until(lambda: has_supervisor(run_id), "its supervisor is there")
     return call
 
 
@@ -364,6 +374,24 @@ def test_a_run_that_was_made_ready_and_is_beaten_attaches(server: Server) -> Non
     assert call.finish() == 0
     assert call.out == b"two\n"
     assert [head for head in call.heads if head[:1] == "r"] != ["r new 0"]
+
+
+@pytest.mark.parametrize("form", ["lines", "bytes"])
+def test_a_run_that_was_made_ready_in_vain_takes_nobodys_place(server: Server, form: str) -> None:
+    run_id = new_id()
+    body = payload(b"until [ -e $HOME/go ]; do sleep 0.02; done; echo one")
+    follower = server.start(run_id, body)
+    call = server.call("run")
+    if form == "lines":
+        call.send(line_message(run_id, body).removesuffix(b"cronium-end\n"))
+    else:
+        call.send(message(run_id, body).partition(b"\n")[0] + b"\n")
+    call.send_eof()
+
+    assert call.finish() == 66
+    (server.home / "go").touch()
+    assert follower.finish() == 0
+    assert follower.out == b"one\n"
 
 
 def test_a_wrong_last_line_starts_nothing(server: Server) -> None:

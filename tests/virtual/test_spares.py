@@ -19,6 +19,7 @@ class Run:
     def __init__(self) -> None:
         self.since = trio.current_time()
         self.is_waiting = True
+        self.is_being_written = False
         self.is_staged_for: RunRequest | None = None
 
     def stage(self, request: RunRequest) -> None:
@@ -160,4 +161,29 @@ async def test_what_was_made_ready_in_vain_is_let_go(
     spares.close()
     assert not first.is_waiting
     spares.stage(REQUEST)
+    assert spares.take(REQUEST) is None
+
+
+async def test_amid_what_is_written_nothing_is_staged(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    (run,) = given(spares)
+    await wait_all_tasks_blocked()
+    cast("Run", run).is_being_written = True
+    spares.stage(REQUEST)
+
+    assert cast("Run", run).is_staged_for is None
+    assert spares.any() is run
+
+
+async def test_one_that_is_ready_gives_its_channel_back_as_the_last(
+    autojump_clock: MockClock, spares: Spares
+) -> None:
+    waiting, ready = given(spares, 2)
+    spares.stage(REQUEST)
+
+    assert await spares.drop()
+    assert (waiting.is_waiting, ready.is_waiting) == (False, True)
+    assert await spares.drop()
+    assert not await spares.drop()
     assert spares.take(REQUEST) is None

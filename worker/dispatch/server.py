@@ -125,6 +125,7 @@ class ServerExecution:
             fault = f"a fault of the worker: {type(error).__name__}: {error}"
             return self._result(Ending(Outcome.LOST, fault))
         finally:
+            self._session.unstage(self._execution.id)
             self._session.close()
 
     async def clean_up(self, haste: Trigger) -> bool:

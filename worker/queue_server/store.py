@@ -60,7 +60,7 @@ class NotClaimedError(WorkerError):
 
 
 class Store:
-    """Every text that comes in is in the database when a method returns.
+    """Every text that comes in is in the database when a method, or `Database.run`, returns.
 
     Raises StateError if the database was sealed with another key than `keyring` has.
     """

@@ -79,16 +79,15 @@ class Pool:
     async def stage(self, target: Target, request: RunRequest) -> None:
         """Have a server make ready for a run that is to come soon, or not, where a connection to
         it lies idle; on a busy one the call that waits is for what is sure to come."""
-        for pooled in self._pooled.get(target, ()):
+        pooled = self._with_room(target, urgent=False)
+        if pooled is not None and pooled.can_stage:
+            with suppress(SshError):  # for the run to meet
+                await self.connection(pooled)
             if pooled.can_stage:
-                with suppress(SshError):  # for the run to meet
-                    await self.connection(pooled)
-                if pooled.can_stage:
-                    pooled.spares.stage(request)
-                return
+                pooled.spares.stage(request)
 
     def unstage(self, target: Target, execution_id: str) -> None:
-        """The run has not come, or has gone on long ago."""
+        """The run has not come, or another way."""
         for pooled in self._pooled.get(target, ()):
             pooled.spares.unstage(execution_id)
 

@@ -59,7 +59,7 @@ class ServerSession:
 
     What it attaches to is one task's at a time; `signal` and `answer` go beside that. `doing`
     says in a word or two what takes so long, `source` where the runner came from, and `has_sent`
-    that a payload has gone out, so that a run may have started.
+    that all of a payload has gone out, so that a run may have started.
     """
 
     def __init__(
@@ -112,7 +112,12 @@ class ServerSession:
 
         return await self._attached(start)
 
+    def unstage(self, execution_id: str) -> None:
+        """What was made ready for the run, and is not used by now, goes away."""
+        self._pool.unstage(self._target, execution_id)
+
     async def attach(self, execution_id: str, offsets: Offsets) -> Attachment:
+        self.unstage(execution_id)
         return await self._attached(
             lambda there: runner.attach(there.connection, there.runner.path, execution_id, offsets)
         )

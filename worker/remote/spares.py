@@ -1,4 +1,5 @@
-"""Runs on a connection that have nothing to run yet, kept ready for the next ones."""
+"""Runs on a connection that have nothing to run yet, or nothing that is sure to come, kept ready
+for the next ones."""
 
 from collections.abc import Callable
 
@@ -60,12 +61,16 @@ class Spares:
     def stage(self, request: RunRequest) -> None:
         """Have one make ready for a run that is to come soon, or not."""
         waiting = self._take()
-        if waiting is not None:
-            self._staged[request.execution_id] = waiting
-            waiting.stage(request)
+        if waiting is None:
+            return
+        if waiting.is_being_written:
+            self.give_back(waiting)
+            return
+        self._staged[request.execution_id] = waiting
+        waiting.stage(request)
 
     def unstage(self, execution_id: str) -> None:
-        """It has not come."""
+        """It has not come, or another way."""
         staged = self._staged.pop(execution_id, None)
         if staged is not None:
             staged.close()
@@ -91,9 +96,12 @@ class Spares:
 
     async def drop(self) -> bool:
         """Give a channel back to the server; whether there was one."""
-        if not self._waiting:
+        if self._waiting:
+            waiting, _ = self._waiting.pop(0)
+        elif self._staged:
+            _, waiting = self._staged.popitem()
+        else:
             return False
-        waiting, _ = self._waiting.pop(0)
         waiting.close()
         with trio.move_on_after(GONE_SECONDS):
             await waiting.closed()

@@ -45,9 +45,13 @@ class WaitingRun:
         is_over = self._channel.is_closed or self._is_given_up or self._served >= MOST_SERVED
         return not (is_over or self._incoming.is_busy)
 
+    @property
+    def is_being_written(self) -> bool:
+        return self._writing.locked()
+
     def stage(self, request: RunRequest) -> None:
         """Have its server make all ready for a run that is to come, or not, and is `begin`'s to
-        start; to be called of one that waits."""
+        start; to be called of one that waits and on which nothing `is_being_written`."""
         self._staged = request
         try:
             self._channel.send_soon(self._announce(request).head)
@@ -55,7 +59,8 @@ class WaitingRun:
             self.close()
 
     def is_ready_for(self, request: RunRequest) -> bool:
-        return self._staged == request and not self._channel.is_closed
+        is_over = self._channel.is_closed or self._is_given_up
+        return self._staged == request and not is_over
 
     async def begin(self, request: RunRequest) -> Attachment:
         """Start the run, unless it was ever started, and attach to it from the beginning."""

@@ -74,7 +74,7 @@ class Outbox:
         self._database = database
 
     def put(self, entries: Sequence[Entry], *, now: int, rows_due_at: int | None = None) -> None:
-        """Keep `entries`, in order; they are on disk when this returns.
+        """Keep `entries`, in order; they are on disk with the transaction that this is in.
 
         A final update replaces an update of the same execution that has not gone out yet. Rows
         may be due later than `now`; once there is a job's end to be told, all of it is due.
