@@ -362,7 +362,9 @@ measure_spool() {
 }
 
 finish() {
-    kill "$ticker" 2>/dev/null
+    # KILL, for one that has only just begun may still handle TERM as we do; and where nobody reaps us
+    # it would tick for ever.
+    kill -s KILL "$ticker" 2>/dev/null
     measure_since "$began_s" "$began_ms"
     measure_cpu
     rm -rf "$in" &
