@@ -1,6 +1,6 @@
 """The children of one job's fan-out, put together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import Resumption, ServerExecution
 from worker.flight import Flight
+from worker.live import BegunScripts
 from worker.masking import ExecutionMasker, Masker, compiled
 from worker.ownership import Ownership
 from worker.printed import Orders, Printed
@@ -47,7 +48,7 @@ class Crew:
 
     Of a job that may be left from an earlier worker, each looks first for its run on the server,
     and goes on where that worker was if this state has `kept` the job. `masker` is the job's,
-    `on_begun` is called with each child whose script is known to run.
+    `begun` has each child whose script is known to run.
     `masks` is what scripts had added by then to what is masked, by their executions' ids.
     """
 
@@ -60,7 +61,6 @@ class Crew:
         *,
         trace: JobTrace,
         is_left: bool,
-        on_begun: Callable[[ReportedExecution], object],
         kept: KeptJob | None = None,
         masks: Mapping[str, Sequence[Secret]] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Crew:
         self._ownership = ownership
         self._trace = trace
         self._is_left = is_left
-        self._on_begun = on_begun
+        self.begun = BegunScripts()
         self._kept = kept
         self._masks = masks or {}
         self._orders = Orders()
@@ -138,7 +138,7 @@ class Crew:
             trace=self._trace.execution(execution) if known is None else ExecutionTrace(),
             known=known,
             kept_bytes=STREAM_BYTES if settings.jobs.history_bytes else 0,
-            on_begun=self._on_begun,
+            on_begun=self.begun.add,
         )
 
     async def _keep_masks(self, execution_id: str, masker: ExecutionMasker) -> None:

@@ -19,7 +19,7 @@ from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
 from worker.errors import JobError, ProtocolError, SealedValueError
 from worker.flight import Flight
-from worker.live import BegunScripts, tell_live_forever
+from worker.live import tell_live_forever
 from worker.ownership import Ownership
 from worker.relay import LastWord
 from worker.report import (
@@ -197,7 +197,6 @@ class Jobs:
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
         is_left = flight.cancelled.is_set() or flight.may_have_begun
-        begun = BegunScripts()
         crew = Crew(
             plan,
             self._around,
@@ -205,11 +204,10 @@ class Jobs:
             self._ownership,
             trace=trace,
             is_left=is_left,
-            on_begun=begun.add,
         )
         logs.mask_with(crew.masker.mask_text)
         report = partial(self._report, plan, crew, flight, trace, began_at)
-        await self._fly(plan, flight, crew, begun, report, began_at)
+        await self._fly(plan, flight, crew, report, began_at)
 
     async def _go_on(self, kept: KeptJob, last_word: LastWord | None, flight: Flight) -> None:
         try:
@@ -234,7 +232,6 @@ class Jobs:
             trace.started(now_ms())
             structlog.contextvars.bind_contextvars(**trace.log_fields)
         log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
-        begun = BegunScripts()
         crew = Crew(
             plan,
             self._around,
@@ -242,7 +239,6 @@ class Jobs:
             self._ownership,
             trace=trace,
             is_left=True,
-            on_begun=begun.add,
             kept=kept,
             masks=masks,
         )
@@ -252,7 +248,7 @@ class Jobs:
             if last_word is None
             else partial(self._hear, last_word, flight)
         )
-        await self._fly(plan, flight, crew, begun, report, kept.began_at)
+        await self._fly(plan, flight, crew, report, kept.began_at)
 
     async def _give_back(self, kept: KeptJob) -> None:
         """A job whose plan is lost: its runs are for whoever claims it, or for the runner's
@@ -275,7 +271,6 @@ class Jobs:
         plan: Plan,
         flight: Flight,
         crew: Crew,
-        begun: BegunScripts,
         report: Callable[[tuple[ServerResult, ...]], Awaitable[bool]],
         began_at: int,
     ) -> None:
@@ -284,7 +279,7 @@ class Jobs:
             with flight.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._ownership.watch_forever, flight)
-                    nursery.start_soon(begun.tell_forever, self._relay, plan.job_id)
+                    nursery.start_soon(crew.begun.tell_forever, self._relay, plan.job_id)
                     if seconds := self._settings.jobs.live_output_seconds:
                         nursery.start_soon(
                             tell_live_forever, self._relay, plan.job_id, crew.children, seconds

@@ -55,7 +55,10 @@ class SerialThread:
         self._is_closed = False
 
     async def run(self, call: Callable[[], T]) -> T:
-        """In the caller's context. What has begun is never cut short, nor is what waits."""
+        """In the caller's context. What has begun is never cut short, nor is what waits.
+
+        Raises trio.ClosedResourceError after `close`.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._is_closed:
             raise trio.ClosedResourceError("the thread has ended")
