@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -190,10 +191,9 @@ class Call:
     @property
     def end(self) -> tuple[int, str]:
         """Code and reason of the `x` frame, which is the last."""
-        kind, code, reason, wall_ms, cpu_ms = self.heads[-1].split()
-        assert kind == "x"
-        assert wall_ms.isdigit()
-        assert cpu_ms.isdigit()
+        frame = re.fullmatch(r"x ([0-9]+) ([a-z_]+) [0-9]+ [0-9]+", self.heads[-1])
+        assert frame, self.heads
+        code, reason = frame.groups()
         return int(code), reason
 
 

@@ -287,6 +287,18 @@ def test_a_spool_that_is_deleted_is_lost_and_ends_the_script(tmp_path: Path) -> 
     in_every_shell(tmp_path, check)
 
 
+def test_a_file_of_the_spool_that_is_deleted_takes_nothing_from_the_other(server: Server) -> None:
+    run_id = new_id()
+    script = b"echo one; echo two >&2; until [ -e $HOME/go ]; do sleep 0.02; done; echo three"
+    call = server.start(run_id, payload(script))
+    call.read_until(lambda call: (call.out, call.err) == (b"one\n", b"two\n"))
+    (server.directory(run_id) / "err").unlink()
+    (server.home / "go").touch()
+
+    assert call.finish() == 0
+    assert (call.out, call.err, call.end) == (b"one\nthree\n", b"two\n", (0, "exit"))
+
+
 def test_a_run_of_another_host_is_neither_judged_nor_ended(dash: Server) -> None:
     run_id = new_id()
     dash.start(run_id, payload(b"exec sleep 30")).kill()

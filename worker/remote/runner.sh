@@ -352,13 +352,18 @@ measure_spool() {
     listing=$(ls -ln exit out err 2>/dev/null)
     exit_record=''
     case $listing in *' -> '*) exit_record=${listing##* -> } exit_record=${exit_record%%"$newline"*} ;; esac
-    # Sorted by name: err, exit, out.
+    # Sorted by name: err, exit, out; of a run that is just being deleted not all.
+    err_size=0 out_size=0
+    size_line "${listing%%"$newline"*}" err && err_size=$bytes
+    size_line "${listing##*"$newline"}" out && out_size=$bytes
+}
+
+# Sets bytes from line $1 of ls, if it is of file $2; how many fields the time has is the locale's affair.
+size_line() {
+    case $1 in *" $2") ;; *) return 1 ;; esac
     # shellcheck disable=SC2086  # fields, to be split
-    set -- ${listing%%"$newline"*}
-    err_size=${5:-0}
-    # shellcheck disable=SC2086  # fields, to be split
-    set -- ${listing##*"$newline"}
-    out_size=${5:-0}
+    set -- $1
+    bytes=$5
 }
 
 finish() {
