@@ -54,17 +54,22 @@ def commands(sshd: Sshd) -> int:
 
 
 def waiting_runs(sshd: Sshd) -> list[int]:
-    """The runners there that have not been told what to run."""
+    """The runners there that have not been told what to run: they start nothing but supervisors."""
     found = []
     for pid in sshd.processes():
         try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            is_parent = bool(Path(f"/proc/{pid}/task/{pid}/children").read_bytes())
+            line = command_line(pid)
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            is_busy = any(b"+supervise" not in command_line(int(child)) for child in children)
         except OSError:
             continue
-        if line.startswith(b"sh\0") and b"\0run\0" in line and not is_parent:
+        if line[:1] == [b"sh"] and line[2:3] in ([b"run"], [b"spare"]) and not is_busy:
             found.append(pid)
     return found
+
+
+def command_line(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 async def until(holds: Callable[[], object], seconds: float = 15) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -138,19 +139,22 @@ def test_what_leaves_group_session_and_environment_is_ended(
     wait_until(lambda: children(ours) == [], "the cgroups are removed")
 
 
-def test_each_run_of_a_call_has_one_of_its_own(ours: Path, open_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["run", "spare"])
+def test_each_run_of_a_call_has_one_of_its_own(ours: Path, open_path: Path, verb: str) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
         body = payload(b"grep ^0:: /proc/self/cgroup")
-        call = server.call("run")
-        for _ in range(2):
+        call = server.call(verb)
+        for _ in range(12):
             call.send(line_message(f"{run_id}{len(call.heads)}", body))
             call.read_until(lambda call: call.heads[-1:] != [] and call.heads[-1][:1] == "x")
             call.heads.append("between the runs")
         call.send_eof()
 
         assert call.finish() == 0
-        assert call.out.count(b"/cronium-%b" % run_id.encode()) == 2
+        places = call.out.splitlines()
+        assert len(set(places)) == 12
+        assert all(re.search(rb"/cronium-[0-9]+-N0nce-[0-9-]+\Z", place) for place in places)
 
     in_every_shell(open_path, check, surroundings=within(ours))
 
@@ -210,7 +214,7 @@ def test_a_run_that_is_over_leaves_no_cgroup(ours: Path, tmp_path: Path, shell: 
 
         call = server.run(run_id, payload(b"grep ^0:: /proc/self/cgroup; mkdir -p x"))
 
-        assert f"/cronium-{run_id}-" in call.out.decode()
+        assert re.search("/cronium-[0-9]+-N0nce-", call.out.decode())
         assert call.end == (0, "exit")
         wait_until(lambda: children(ours) == [], "the cgroup is removed")
 
@@ -360,7 +364,7 @@ def test_a_container_has_them_below_its_own(ours: Path, tmp_path: Path) -> None:
         script = b"env -i setsid sleep 25 & echo; grep ^0:: /proc/self/cgroup; sleep 25"
         call = server.start(run_id, payload(script))
         call.read_until(lambda call: call.out.endswith(b"\n") and len(call.out) > 1)
-        assert call.out.decode().startswith(f"\n0::/cronium-{run_id}-")
+        assert call.out.decode().startswith("\n0::/cronium-")
         assert len(members(ours)) > 1
 
         assert server.ask("signal", run_id, "cancel")[0] == 0

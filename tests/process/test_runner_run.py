@@ -1,6 +1,5 @@
 """The runner: what one run is given, and what comes back."""
 
-import contextlib
 import os
 import random
 import re
@@ -311,20 +310,12 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     assert follower.finish() == 0
 
 
-def has_supervisor(run_id: str) -> bool:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if b"+supervise" in words and run_id.encode() in words:
-                return True
-    return False
-
-
 def send_all_but_the_last_line(server: Server, run_id: str, script: bytes) -> Call:
-    """Its supervisor waits for that line."""
+    """It has been taken in but for that line."""
     call = server.call("run")
     call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
-    wait_until(lambda: has_supervisor(run_id), "its supervisor is there")
+    received = server.directory(run_id)
+    wait_until(lambda: list(received.glob("in.*/input")), "it has been taken in")
     return call
 
 
@@ -440,10 +431,15 @@ def test_a_call_keeps_nothing_of_a_run_that_is_over(server: Server) -> None:
         process = Path(f"/proc/{call.process.pid}")
         return {path.name for path in (process / "fd").iterdir()}, (process / "cwd").readlink()
 
-    before, _ = held()
-    for _ in range(3):
+    def run() -> None:
         call.send(line_message(new_id(), payload(b"echo one")))
         follow(call)
+
+    run()
+    # With the pipes to its supervisor.
+    before, _ = held()
+    for _ in range(3):
+        run()
 
     assert held() == (before, Path("/"))
     assert call.finish() == 0

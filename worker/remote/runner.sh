@@ -113,52 +113,165 @@ find_program() {
     [ -n "$found" ]
 }
 
-# The supervisor: one for each run, and on the way to the script's first instruction.
+# Opens a pipe with fd $1 for who writes and fd $2 for who reads it. The first is for reading too, so that to
+# write to somebody who is gone ends nobody. Most shells have a pipe for a short here-document, which Linux
+# opens anew; it takes no program.
+open_pipe() {
+    {
+        IFS= read -r rest <&4
+        [ -p /proc/self/fd/4 ] && eval "exec $1<>/proc/self/fd/4 $2</proc/self/fd/4"
+    } 2>/dev/null 4<<end || open_named_pipe "$@"
+full
+end
+}
+
+open_named_pipe() {
+    for place in $roots; do
+        pipe=$place/.pipe.$$.$nonce
+        is_ours "$place" && mkfifo "$pipe" 2>/dev/null || continue
+        eval "exec $1<>$pipe $2<$pipe"
+        rm -f "$pipe"
+        return
+    done
+    return 1
+}
+
+# The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. What
+# can be done before it is asked for is: all that follows an order is on the way to the script's first
+# instruction.
 
 supervise() {
-    nonce=$2 root=$3 id=$4 token=$5 limit_s=$6 interpreter=$7 output_limit=$8
-    shift 8
+    nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
+    shift 5
     # What its starter has found out already.
-    mask=$1 lent_locale=$2 cgroup=$3 boot=$4 host=$5 roots=$6 detacher=$7 held=$8
-    run=$root/runs/$id in=in.$token woken=''
-    # Handled, not ignored: the script would inherit an ignored signal. PIPE is of a starter that died.
-    trap 'woken=1' HUP TERM URG PIPE
-    cd "$run" || exit
+    mask=$1 lent_locale=$2 boot=$3 host=$4 roots=$5 detacher=$6
     exec 3>&1 >/dev/null
     identify $$
-    supervisor_started=$started
+    supervisor_started=$started root=${0%/*} id=''
+    open_pipe 7 5 || exit
     find_reset
-    # The payload's last line is ours to read: all that goes before a start has gone before it comes.
-    [ -z "$held" ] || { IFS= read -r line && [ "$line" = cronium-end ]; } || give_up half
-    exec </dev/null
-    claim
-    start_script
-    echo "new $$ $supervisor_started" >&3 2>/dev/null
-    exec 3>&-
-    # After the pipe was closed: mksh keeps a copy of it in what it starts. $$ is us, also in there.
-    # It begins between two seconds, where sleep can, for that is when scripts that sleep go on.
-    (sleep 0.4; while sleep 1; do kill -URG $$ || exit; done) 2>/dev/null &
+    prepare_script
+    while read -r order; do
+        # shellcheck disable=SC2086  # words, to be split
+        set -- $order
+        root=$1 id=$2 token=$3 limit_s=$4
+        run=$root/runs/$id in=in.$token woken=''
+        # The wait for this is no jump of the clock.
+        last_s=''
+        is_process "$script_pid" "$script_started" || prepare_script
+        read -r interpreter output_limit || {
+            # The call has ended before all of the payload came.
+            in=$run/$in
+            drop_payload
+            break
+        }
+        # Handled, not ignored: the script would inherit an ignored signal.
+        trap 'woken=1' HUP TERM URG
+        serve_run
+        cd /
+        trap - HUP TERM URG
+        # Most calls serve one run, and one that waits for a second may wait for long.
+        [ "$starts" -eq 1 ] || is_ahead=1
+        [ -z "$is_ahead" ] || prepare_script
+    done
+    exec 7>&- </dev/null
+    wait "$script_pid"
+    left="$left $cgroup $made"
+    drop_left
+    for cgroup in $left; do leave_cgroup; done
+    [ -z "$id" ] || sweep_daily
+    exit 0
+}
+starts=0 spent=0
+
+# Starts what becomes the script, and enters its cgroup now: that takes an RCU grace period, 10 ms and more.
+prepare_script() {
+    [ -z "$nests" ] || take_cgroup
+    starts=$((starts + 1))
+    become_script &
+    script_pid=$!
+    identify "$script_pid"
+    script_started=$started
+}
+
+# Sets cgroup to one that no script has been in. Several are made and removed at once, as each time is a
+# program; at first only one.
+take_cgroup() {
+    [ -z "$cgroup" ] || return
+    if [ -z "$made" ]; then
+        drop_left
+        while [ "$lot" -gt 0 ]; do
+            cgroups=$((cgroups + 1)) lot=$((lot - 1))
+            made="$made $nests-$$-$cgroups"
+        done
+        lot=8
+        # shellcheck disable=SC2086  # paths, to be split
+        mkdir $made 2>/dev/null
+    fi
+    made=${made# }
+    cgroup=${made%% *}
+    made=${made#"$cgroup"}
+    # It is no reason to fail.
+    [ -d "$cgroup" ] || cgroup=''
+}
+made='' left='' cgroups=0 lot=1
+
+# Those of former scripts; where one was left with something in it, it stays.
+drop_left() {
+    # shellcheck disable=SC2086  # paths, to be split
+    case $left in *cronium-*) rmdir $left 2>/dev/null ;; esac
+    once=$left left=''
+    for path in $once; do
+        [ ! -d "$path" ] || left="$left $path"
+    done
+}
+
+serve_run() {
+    cd "$run" 2>/dev/null || {
+        echo gone >&3
+        return
+    }
+    claim || {
+        in=$run/$in
+        drop_payload
+        echo "$verdict" >&3
+        return
+    }
+    echo "$starts $root $id $token $interpreter" >&7
+    echo "new $$ $supervisor_started" >&3
+    tick &
     ticker=$!
+    measure_cpu
     watch
     finish
-    sweep_daily
-    exit 0
+}
+
+tick() {
+    exec 3>&- 7>&-
+    # Between two seconds, where sleep can, for that is when scripts that sleep go on.
+    sleep 0.4
+    while sleep 1; do
+        kill -URG $$ || exit
+    done
 }
 
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
 claim() {
-    { true >>out && true >>err; } 2>/dev/null || give_up full
+    verdict=full
+    { true >>out && true >>err; } 2>/dev/null || return
+    verdict=taken
     read_clock
     began_s=$clock_s began_ms=$clock_ms
-    ln -s "$$.$supervisor_started.$boot.$token" go 2>/dev/null || give_up taken
+    ln -s "$$.$supervisor_started.$boot.$token" go 2>/dev/null || return
     # Forgotten, or started in another root, between the starter's look and our claim: whoever made
     # that made it before looking here, so one of us at least sees the other.
     if is_forgotten || is_claimed_twice; then
         rm -f go
-        give_up taken
+        return 1
     fi
     { printf '%s\n' "$host" >host
         echo "$artifact" >artifact
+        echo "$script_pid $script_started" >script
         write_began
         [ -z "$cgroup" ] || printf '%s\n' "$cgroup" >cgroup; } 2>/dev/null
 }
@@ -176,20 +289,9 @@ is_claimed_twice() {
     return 1
 }
 
-give_up() {
-    in=$run/$in
-    drop_payload
-    # Its starter's warmer may still be in it.
-    [ ! -d "$cgroup" ] || leave_cgroup
-    printf '%s\n' "$1" >&3
-    exit 0
-}
-
 drop_payload() {
     rm -rf "$in"
-    # It keeps the cgroup busy.
-    [ -z "$warmer" ] || wait "$warmer"
-    rmdir ${cgroup:+"$cgroup"} "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
+    rmdir "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
 }
 
 # Sets reset: an asynchronous list ignores INT and QUIT, and only another program can undo that.
@@ -208,19 +310,21 @@ probe_signals() {
     fi 2>/dev/null
 }
 
-start_script() {
-    become_script &
-    script_pid=$!
-    identify "$script_pid"
-    script_started=$started
-    { echo "$script_pid $script_started" >script; } 2>/dev/null
-}
-
+# Is told which run it is for, or that there will be none; by a number, as one before it may have been told and
+# have died.
 become_script() {
+    # Not where it is called: a shell keeps what a function's call closes.
+    exec 3>&- 7>&-
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
-    exec </dev/null >>out 2>>err 3>&-
-    trap - HUP TERM URG PIPE
+    start=''
+    until [ "$start" = "$starts" ]; do
+        read -r start root id token interpreter <&5 || exit
+    done
+    run=$root/runs/$id in=in.$token
+    cd "$run" || exit 126
+    exec </dev/null >>out 2>>err 5<&-
+    trap - HUP TERM URG
     umask "$mask"
     directory=$run/work.$token
     if [ -e "$in/directory" ]; then
@@ -371,14 +475,24 @@ finish() {
     # it would tick for ever.
     kill -s KILL "$ticker" 2>/dev/null
     measure_since "$began_s" "$began_ms"
+    cpu=$spent
     measure_cpu
+    cpu=$((spent - cpu))
+    [ -z "$cgroup" ] || part_with_cgroup
     rm -rf "$in" &
     remover=$!
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
     # Not for all: a script that nothing could kill would keep us for ever.
     wait "$remover"
-    [ -z "$cgroup" ] || leave_cgroup
+    wait "$ticker"
+}
+
+# What a script leaves running on purpose keeps it: the run goes on to name it, for forget and the janitor.
+part_with_cgroup() {
+    left="$left $cgroup"
+    is_populated || { true >cgroup; } 2>/dev/null
+    cgroup=''
 }
 
 # By a call of its own, which reads what we have left unread.
@@ -399,13 +513,14 @@ record_exit() {
     done
 }
 
-# Sets cpu: the ms of user and system time of our children, 0 where times cannot be read.
+# Sets spent: the ms of user and system time of our children, as long as times can be read.
 measure_cpu() {
-    cpu=0 user='' system=''
+    user='' system=''
     # Of a special builtin, which times is, a file that cannot be written would be the shell's end.
     { command times >cpu && { read -r rest && read -r user system; } <cpu; } 2>/dev/null
-    parse_time "$user" && cpu=$ms
-    parse_time "$system" && cpu=$((cpu + ms))
+    parse_time "$user" || return
+    spent=$ms
+    parse_time "$system" && spent=$((spent + ms))
 }
 
 parse_time() {
@@ -606,6 +721,13 @@ main() {
     know_here
     case $verb in
     run) run_all ;;
+    # The same, made before it is needed: with all that takes time.
+    spare)
+        is_spare=1
+        find_nest
+        start_supervisor
+        run_all
+        ;;
     attach)
         [ $# -eq 3 ] || fail 64 'usage: attach NONCE ID OUT ERR'
         check_id "$1" && is_number "$2" && is_number "$3" || fail 64 'bad argument'
@@ -754,11 +876,6 @@ is_lost() {
 
 # One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
 run_all() {
-    # Before the header: a spare has the time.
-    find_nest
-    find_detacher
-    # A supervisor reads from it too, and what runs in the background has no stdin unless it is given.
-    exec 7<&0
     while [ "$served" -lt "$most_served" ]; do
         header=''
         IFS= read -r header || {
@@ -789,7 +906,7 @@ run_one() {
     [ $# -eq 6 ] || fail 64 'bad header'
     check_id "$1" && is_number "$2" && is_number "$3" && is_number "$4" && is_number "$5" ||
         fail 64 'bad header'
-    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left=''
+    out_at=$2 err_at=$3 limit_s=$4 length=$5 digest=$6 verdict='' received='' lines_left='' is_ordered=''
     # The wait for this is no jump of the clock.
     last_s=''
     [ "$digest" != lines ] || lines_left=$length
@@ -824,7 +941,6 @@ run_one() {
     drop_payload
     [ -s "$0" ] || fail 65 'this runner is gone'
     case $verdict in
-    half) fail 66 'half a payload: nothing was started' ;;
     full) fail 73 "no room for the output in $root" ;;
     esac
     fail 73 "the run could not be started in $root (${verdict:-no supervisor}, attempt $attempt)"
@@ -889,35 +1005,34 @@ unpack_helper() {
     [ -s "$new" ] && mv -f "$new" "$1"
 }
 
-# Makes this call's own part of the run directory, in the first root that can be written.
+# Makes this call's own part of the run directory, in the first root that can be written, and has a supervisor
+# come while the payload does.
 make_room() {
-    warmer='' token=$$-$nonce-$served cgroup=${nest:+"$nest/cronium-$id-$$"}
+    token=$$-$nonce-$served
+    cgroup=''
+    if [ -z "$is_supervised" ]; then
+        find_nest
+        cgroup=${nest:+"$nest/cronium-$token"}
+    fi
     for root in $roots; do
         run=$root/runs/$id in=$root/runs/$id/in.$token
         refuse_foreign
-        # The cgroup last, for it is no reason to fail.
+        # The cgroup of its first run last, for it is no reason to fail.
         mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
             [ -d "$run/calls.$token" ] || continue
-        warm_cgroup
+        [ -d "$cgroup" ] || cgroup=''
         # Whoever may write beside the root could have put one there meanwhile.
         refuse_foreign
         # Written and not only asked: a full file system still takes directories. 64 KiB, that a
         # script has at least the room to say what it met.
-        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null && return
-        drop_payload
+        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null || {
+            drop_payload
+            continue
+        }
+        order_run
+        return 0
     done
     fail 73 "no directory can be written, or no space is left: $roots"
-}
-
-# To enter a cgroup takes one RCU grace period, 10 ms and more, unless somebody just did: a child that
-# does so now has waited by the time the script would.
-warm_cgroup() {
-    if [ ! -d "$cgroup" ]; then
-        cgroup=''
-    else
-        (echo 0 >"$cgroup/cgroup.procs") >/dev/null 2>&1 &
-        warmer=$!
-    fi
 }
 
 refuse_foreign() {
@@ -962,7 +1077,7 @@ refuse_payload() {
 }
 
 # What a shell can read by itself: no process is started for it. A connection can end before the last
-# line, which is always the same and left for the supervisor, and cannot change what it carries.
+# line, which is always the same, and cannot change what it carries.
 receive_lines() {
     interpreter='' output_limit=0 directory=0 environment=0 script=0 input=0
     while read_payload_line && [ -n "$line" ]; do
@@ -973,6 +1088,7 @@ receive_lines() {
     take_lines environment "$environment"
     take_lines script "$script"
     take_lines input "$input"
+    read_payload_line && [ "$line" = cronium-end ] || refuse_payload 'half a payload'
     received=1
 }
 
@@ -1052,19 +1168,49 @@ cut_section() {
     fi 2>/dev/null
 }
 
-# Sets verdict: "new PID START" once the supervisor has claimed the run; it closes the pipe then.
-launch() {
+# Starts one for all runs of this call: 8 takes its orders, 9 has what becomes of them, and shows its end. For
+# the first of its runs it may have a cgroup.
+start_supervisor() {
+    find_detacher
+    open_pipe 8 3 && open_pipe 7 9 || return
     # yash reads by the locale it was started in, and the C locale knows no letter beyond ASCII.
     lent_locale=''
     [ -z "${YASH_VERSION-}" ] || [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || lent_locale=C.UTF-8
     # shellcheck disable=SC2086  # words, to be split
-    verdict=$(
+    (
+        # To enter one is quick once somebody has, and the supervisor has yet to come.
+        [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null &
         [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
-        # exec, for yash would stay as its parent, with the pipe in hand.
-        exec $detacher sh "$0" +supervise "$nonce" "$root" "$id" "$token" "$limit_s" \
-            "$interpreter" "$output_limit" "$mask" "$lent_locale" "$cgroup" \
-            "$boot" "$host" "$roots" "$detacher" "${lines_left:+held}" <&7 7<&- 2>/dev/null &
-    )
+        # exec, for yash would stay as its parent, with the pipes in hand.
+        exec $detacher sh "$0" +supervise "$nonce" "${nest:+"$nest/cronium-$$-$nonce"}" "$cgroup" \
+            "$is_spare" "$mask" "$lent_locale" "$boot" "$host" "$roots" "$detacher" \
+            <&3 >&7 3<&- 7>&- 8>&- 9<&- 2>/dev/null
+    ) &
+    exec 3<&- 7>&-
+    is_supervised=1 cgroup=''
+}
+is_supervised='' is_spare='' cgroup=''
+
+# Sets verdict: "new PID START" once the supervisor has claimed the run. One that has gone before that has a
+# successor.
+launch() {
+    for _ in 1 2; do
+        [ -n "$is_ordered" ] || order_run || break
+        is_ordered=''
+        echo "$interpreter $output_limit" >&8
+        IFS= read -r verdict <&9 && return
+        is_supervised=''
+        exec 8>&- 9<&-
+        [ ! -h "$run/go" ] || break
+    done
+    verdict=''
+}
+
+# Tells the supervisor of a run that is to be started soon, or whose payload is to be removed if this call ends.
+order_run() {
+    [ -n "$is_supervised" ] || start_supervisor || return
+    echo "$root $id $token $limit_s" >&8
+    is_ordered=1
 }
 
 # Sets detacher: what puts a command in a session of its own, as words. Without one, it is left plain.
@@ -1339,7 +1485,11 @@ declare_lost() {
 read_cgroup() {
     cgroup=''
     { IFS= read -r cgroup <"$run/cgroup"; } 2>/dev/null
-    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"cronium-$id-"*) ;; *) cgroup='' ;; esac
+    [ -n "$cgroup" ] || return
+    # Of the call that started the run, which its token names.
+    read_link "$run/go"
+    target=${target##*.}
+    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"/cronium-${target%-*}-"*) ;; *) cgroup='' ;; esac
 }
 
 # In a name that is no call's until it is whole; where nobody waits any more it is dropped.
@@ -1460,7 +1610,8 @@ sweep() {
     drop_unclaimed
     cd "$root" || return
     [ ! -d forgotten ] || find_old_tombs | xargs rm -f
-    find . -path './*/*' -prune -o \( -name 'swept.*' -o -name '.new.*' \) -type f -mtime +1 -exec rm -f {} +
+    find . -path './*/*' -prune -o \( -name 'swept.*' -o -name '.new.*' -o -name '.pipe.*' \) ! -type d \
+        -mtime +1 -exec rm -f {} +
     drop_artifacts
     # Those of starters that died, and of scripts whose children have left since.
     [ -z "$nest" ] || find "$nest"/cronium-* -depth -type d -mtime +1 -exec rmdir {} + 2>/dev/null

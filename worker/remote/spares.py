@@ -8,7 +8,7 @@ import trio
 
 from worker.errors import NoChannelError, SshError
 from worker.remote.connection import Connection
-from worker.remote.waiting import RunRequest, WaitingRun, prepare
+from worker.remote.waiting import RunRequest, WaitingRun, prepare_spare
 
 log = structlog.get_logger()
 
@@ -122,7 +122,7 @@ class Spares:
                 if runner is None or self.any() is not None:
                     continue
                 try:
-                    self.give_back(await prepare(connection, runner))
+                    self.give_back(await prepare_spare(connection, runner))
                 except NoChannelError:
                     log.debug("spare_refused", channels=connection.channels)
                 except SshError as error:

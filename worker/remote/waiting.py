@@ -127,7 +127,13 @@ def _message(request: RunRequest) -> RunMessage:
 async def prepare(
     connection: Connection, path: str, *, verify_sha256: str | None = None
 ) -> WaitingRun:
-    """Have the runner wait for a run; its digest is compared first where there is one."""
+    """Have the runner take a run; its digest is compared first where there is one."""
     nonce = new_nonce()
     verify = f" {verify_sha256}" if verify_sha256 else ""
     return WaitingRun(await connection.exec(f"sh {path} run {nonce}{verify}"), nonce)
+
+
+async def prepare_spare(connection: Connection, path: str) -> WaitingRun:
+    """Have the runner wait for a run, with all done that a start would wait for."""
+    nonce = new_nonce()
+    return WaitingRun(await connection.exec(f"sh {path} spare {nonce}"), nonce)

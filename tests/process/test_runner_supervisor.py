@@ -1,0 +1,274 @@
+"""The runner: one supervisor serves the runs of a call, with the next one's process made ready."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.runner_rig import (
+    SHELLS,
+    Call,
+    Server,
+    is_alive,
+    line_message,
+    new_id,
+    payload,
+    serving,
+    wait_until,
+)
+
+# What a run finds, but for what is its own.
+INVENTORY = rb"""
+read -r _ state </dev/null
+{ env | sort; pwd; } | sed "s/$CRONIUM_EXECUTION_ID/ID/g; s/\(in\|work\|calls\)\.[0-9A-Za-z-]*/DIR/"
+umask
+grep '^Sig[BIC]' /proc/self/status
+cd /proc/self/fd && for fd in 0 1 2 3 4 5 6 7 8 9; do [ ! -e $fd ] || echo "fd $fd"; done
+ulimit -a
+cut -d' ' -f5,6 /proc/$$/stat | sed "s/$$/ME/g"
+"""
+
+
+@pytest.fixture(params=SHELLS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, request.param) as one:
+        yield one
+
+
+def run(call: Call, run_id: str, script: bytes, environment: bytes = b"") -> bytes:
+    """What it prints."""
+    call.send(line_message(run_id, payload(script, environment=environment)))
+    return follow(call)
+
+
+def follow(call: Call) -> bytes:
+    """Up to the next end of a run."""
+    before = len(call.out)
+    call.heads.append("between the runs")
+    call.read_until(lambda call: call.heads[-1].startswith("x "))
+    return call.out[before:]
+
+
+def supervisors(server: Server) -> list[int]:
+    """And the processes that they have ready."""
+    root = server.inside(server.root).encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if root in b" ".join(words) and b"+supervise" in words:
+                found.append(int(path.parent.name))
+    return sorted(pid for pid in found if is_alive(pid))
+
+
+def ready(server: Server) -> tuple[int, int]:
+    """The supervisor and the process it has ready."""
+
+    def look() -> tuple[int, int] | None:
+        found = supervisors(server)
+        time.sleep(0.05)  # a program that it starts looks like it for a moment
+        if len(found) != 2 or supervisors(server) != found:
+            return None
+        one, other = found
+        return (one, other) if parent(other) == one else (other, one)
+
+    pair = wait_until(look, "a process is ready")
+    assert pair is not None
+    return pair
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "it is gone")
+
+
+def test_a_spare_has_made_the_process_that_becomes_the_script(server: Server) -> None:
+    call = server.call("spare")
+    made = []
+    told = []
+    for _ in range(3):
+        made.append(ready(server))
+        told.append(tuple(map(int, run(call, new_id(), b"echo $PPID $$").split())))
+
+    assert told == made
+    assert len({supervisor for supervisor, _ in told}) == 1
+    assert len({script for _, script in told}) == 3
+
+
+def test_a_call_that_was_not_waited_for_has_one_ready_from_its_third_run_on(server: Server) -> None:
+    call = server.call("run")
+    first = run(call, new_id(), b"echo $PPID $$").split()
+    time.sleep(0.3)
+    assert supervisors(server) == [int(first[0])]
+    second = run(call, new_id(), b"echo $PPID $$").split()
+    third = ready(server)
+
+    assert second[0] == first[0]
+    assert tuple(map(int, run(call, new_id(), b"echo $PPID $$").split())) == third
+
+
+def test_a_later_run_finds_what_the_first_finds(server: Server) -> None:
+    first = server.call("run")
+    expected = run(first, new_id(), INVENTORY, environment=b"export A='1'\n")
+    later = server.call("spare")
+    spoiler = b"umask 0; trap '' USR1; ulimit -n 100; cd /; exec 5>/dev/null; echo spoilt"
+    for _ in range(2):
+        assert run(later, new_id(), spoiler, environment=b"export A='0'\nexport B='1'\n")
+        later.send(line_message(new_id(), payload(b"exit 3", directory=b"/no/such/place")))
+        follow(later)
+
+    assert run(later, new_id(), INVENTORY, environment=b"export A='1'\n") == expected
+    assert b"A=1\n" in expected
+    assert b"B=1" not in expected
+
+
+def test_its_processor_time_is_its_own(server: Server) -> None:
+    call = server.call("spare")
+    busy = b"i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done"
+    run(call, new_id(), busy)
+    first = int(call.heads[-1].split()[-1])
+    run(call, new_id(), b"true")
+    second = int(call.heads[-1].split()[-1])
+
+    # mksh counts in tens of milliseconds.
+    assert first >= 20
+    assert second < first / 2
+
+
+@pytest.mark.parametrize("end", ["of the call", "of its shell"])
+def test_with_the_call_all_of_it_ends(server: Server, end: str) -> None:
+    call = server.call("spare")
+    pair = ready(server)
+    if end == "of the call":
+        assert call.finish() == 0
+    else:
+        call.kill()
+
+    wait_until(lambda: not any(map(is_alive, pair)), "they have ended")
+    assert list(server.root.glob(".*")) == []
+
+
+def test_a_run_goes_on_when_its_call_is_gone_and_then_all_ends(server: Server) -> None:
+    call = server.call("spare")
+    pair = ready(server)
+    run_id = new_id()
+    call.send(
+        line_message(run_id, payload(b"until [ -e $HOME/go ]; do sleep 0.02; done; echo one"))
+    )
+    call.read_until_started()
+    call.kill()
+    time.sleep(0.2)
+    assert all(map(is_alive, pair))
+    (server.home / "go").touch()
+    wait_until(lambda: not any(map(is_alive, pair)), "they have ended")
+
+    _, again = server.ask("attach", run_id, "0", "0")
+
+    assert (again.out, again.end) == (b"one\n", (0, "exit"))
+
+
+def test_one_that_is_gone_before_a_run_has_a_successor(server: Server) -> None:
+    call = server.call("spare")
+    supervisor, script = ready(server)
+    kill(supervisor)
+    wait_until(lambda: not is_alive(script), "what it had ready is gone too")
+
+    told = run(call, new_id(), b"echo $PPID")
+
+    assert int(told) != supervisor
+    assert run(call, new_id(), b"echo $PPID") == told
+
+
+def test_one_that_is_gone_when_all_but_the_last_line_has_come_has_a_successor(
+    server: Server,
+) -> None:
+    call = server.call("spare")
+    supervisor, _ = ready(server)
+    run_id = new_id()
+    call.send(line_message(run_id, payload(b"echo one")).removesuffix(b"cronium-end\n"))
+    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it has been taken in")
+    kill(supervisor)
+    call.send(b"cronium-end\n")
+
+    assert follow(call) == b"one\n"
+
+
+def test_one_that_is_gone_amid_a_run_is_not_the_call_s_end(server: Server) -> None:
+    call = server.call("spare")
+    lost = new_id()
+    call.send(line_message(lost, payload(b"echo $PPID; exec sleep 25")))
+    call.read_until(lambda call: call.out.endswith(b"\n"))
+    kill(int(call.out))
+    follow(call)
+    assert call.end == (125, "lost")
+
+    assert run(call, new_id(), b"echo two") == b"two\n"
+
+
+def test_what_was_ready_and_is_gone_is_made_again(server: Server) -> None:
+    call = server.call("spare")
+    supervisor, script = ready(server)
+    kill(script)
+
+    told = tuple(map(int, run(call, new_id(), b"echo $PPID $$").split()))
+
+    assert told[0] == supervisor
+    assert told[1] != script
+    assert call.end == (0, "exit")
+
+
+def test_what_was_told_and_died_before_it_heard_is_not_started_again(server: Server) -> None:
+    call = server.call("spare")
+    supervisor, script = ready(server)
+    os.kill(script, signal.SIGSTOP)
+    run_id = new_id()
+    call.send(line_message(run_id, payload(b"echo one >>$HOME/starts")))
+    call.read_until_started()
+    kill(script)
+    follow(call)
+    assert call.end == (137, "signal")
+
+    assert run(call, new_id(), b"echo $PPID") == b"%d\n" % supervisor
+    assert not (server.home / "starts").exists()
+
+
+def test_without_pipes_of_the_kernels_they_are_made_in_a_root(tmp_path: Path) -> None:
+    edits = {"[ -p /proc/self/fd/4 ]": "[ -p /proc/self/fd/no ]"}
+    with serving(tmp_path, "dash", edits=edits) as server:
+        call = server.call("spare")
+        assert run(call, new_id(), b"echo one") == b"one\n"
+        assert run(call, new_id(), b"echo two") == b"two\n"
+        assert list(server.root.glob(".*")) == []
+        assert call.finish() == 0
+
+
+def test_calls_have_each_their_own(server: Server) -> None:
+    one, two = server.call("spare"), server.call("spare")
+    first, second = run(one, new_id(), b"echo $PPID"), run(two, new_id(), b"echo $PPID")
+
+    assert first != second
+    assert run(one, new_id(), b"echo $PPID") == first
+    assert run(two, new_id(), b"echo $PPID") == second
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_one_that_claimed_a_run_and_is_gone_before_it_says_so_has_lost_it(
+    tmp_path: Path, shell: str
+) -> None:
+    told = '    echo "new $$ $supervisor_started" >&3\n'
+    with serving(tmp_path, shell, edits={told: f"    kill -s KILL $$\n{told}"}) as server:
+        call = server.call("spare")
+        call.send(line_message(new_id(), payload(b"echo one >>$HOME/starts; exec sleep 25")))
+        follow(call)
+
+        assert call.end == (125, "lost")
+        starts = server.home / "starts"
+        assert not starts.exists() or starts.read_text() == "one\n"
