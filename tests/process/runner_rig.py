@@ -339,16 +339,31 @@ class Server:
         for ender in enders:
             ender.finish()
         # They write until their end, where whoever made the place will delete it.
-        wait_until(lambda: not self._supervisors(), "all supervisors are gone")
+        wait_until(lambda: not self.supervisors(), "all supervisors are gone")
         # What tests have left running on purpose, or made unknown, is gone by now.
         for record in self.root.glob("runs/*/cgroup"):
             with contextlib.suppress(OSError):
                 Path(record.read_text().strip()).rmdir()
 
-    def _supervisors(self) -> list[int]:
+    def supervisors(self) -> list[int]:
+        """With what they have ready, and what their sweeps start."""
         verbs, root = {b"+supervise", b"+sweep"}, self.inside(self.root).encode()
         lines = {pid: _words(pid, "cmdline") for pid in _pids()}
-        return [pid for pid, words in lines.items() if root in words and words & verbs]
+        return [
+            pid
+            for pid, words in lines.items()
+            if words & verbs and any(root in word for word in words)
+        ]
+
+
+def use_up_the_files(server: Server) -> Path:
+    """All that its file system may have; the directory of those that it has now."""
+    directory = server.home / "files"
+    directory.mkdir()
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (directory / str(number)).touch()
+    return directory
 
 
 def new_id() -> str:

@@ -233,7 +233,7 @@ def test_a_run_goes_on_whose_starter_dies_before_it_hears_of_it(tmp_path: Path) 
 
         assert (status, again.out, again.end) == (0, b"well\n", (0, "exit"))
 
-    started = '    echo "$starts $root $id $token $interpreter" >&7\n'
+    started = '    echo "$root $id $token $interpreter" >&7\n'
     in_every_shell(tmp_path, check, edits={started: f"{started}    sleep 1\n"})
 
 

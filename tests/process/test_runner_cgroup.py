@@ -23,10 +23,12 @@ from tests.process.runner_rig import (
     new_id,
     payload,
     serving,
+    use_up_the_files,
     wait_until,
 )
 from tests.process.surroundings import (
     ROOT,
+    SMALL_DISK,
     SOMEBODY,
     Surroundings,
     cgroup_of_ours,
@@ -232,6 +234,58 @@ def test_starts_that_come_to_nothing_leave_no_cgroup(dash: Server, ours: Path) -
         list(readers.map(lambda call: call.finish(), calls))
 
     wait_until(lambda: children(ours) == [], "the cgroups are removed")
+
+
+def test_a_supervisor_that_is_killed_leaves_its_cgroups_to_the_next(
+    ours: Path, open_path: Path
+) -> None:
+    def check(server: Server) -> None:
+        call = server.call("spare")
+        for text in (b"", b"one\n", b"two\n", b"three\n"):
+            if text:
+                call.send(line_message(new_id(), payload(b"echo " + text)))
+                call.read_until(lambda call: "".join(call.heads[-1:])[:1] == "x")
+                call.heads.append("between the runs")
+            wait_until(lambda: server.supervisors()[1:], "the next one's process is there")
+            for pid in server.supervisors():
+                kill_if_alive(pid)
+        call.send(line_message(new_id(), payload(b"echo four")))
+
+        assert call.finish() == 0
+        assert call.out == b"one\ntwo\nthree\nfour\n"
+
+    in_every_shell(open_path, check, surroundings=within(ours))
+
+    wait_until(lambda: children(ours) == [], "the cgroups are removed")
+
+
+@pytest.mark.parametrize("room", ["none", "for the claim"])
+def test_on_a_full_disk_a_run_leaves_no_cgroup(ours: Path, room: str) -> None:
+    with (
+        mounts(SMALL_DISK) as disk,
+        serving(
+            Path("/mnt/place"),
+            "dash",
+            surroundings=Surroundings((*within(ours).enter, *disk.enter), disk.outside),
+        ) as server,
+    ):
+        run_id = new_id()
+        call = server.call("run")
+        sent = line_message(run_id, payload(b"echo well"))
+        if room == "for the claim":
+            call.send(sent.removesuffix(b"cronium-end\n"))
+            received = server.directory(run_id)
+            wait_until(lambda: list(received.glob("in.*/input")), "it has been taken in")
+            sent = b"cronium-end\n"
+        files = use_up_the_files(server)
+        if room == "for the claim":
+            for number in range(5):  # and not for all the files after it
+                (files / str(number)).unlink()
+        call.send(sent)
+
+        assert call.finish() == (0 if room == "for the claim" else 73)
+        assert call.out == (b"well\n" if room == "for the claim" else b"")
+        wait_until(lambda: children(ours) == [], "the cgroup is removed")
 
 
 @pytest.mark.parametrize("remover", ["forget", "janitor"])

@@ -240,6 +240,18 @@ def test_what_cannot_be_ended_is_told_and_does_not_hold_up_the_end(open_path: Pa
     assert call.err == told
 
 
+def test_a_script_that_becomes_another_users_is_waited_for(open_path: Path) -> None:
+    become = " ".join((str(rootmaker(open_path)), *ROOT))
+    often = {"while sleep 1;": "while sleep 0.05;"}
+
+    def check(server: Server) -> None:
+        call = server.run(new_id(), payload(f"exec {become} sh -c 'sleep 2; exit 7'".encode()))
+
+        assert call.end == (7, "exit")
+
+    in_every_shell(open_path, check, user=SOMEBODY, edits=often)
+
+
 def owner_of(pid: int) -> int:
     return Path(f"/proc/{pid}/status").stat().st_uid
 

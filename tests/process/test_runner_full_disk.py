@@ -15,6 +15,7 @@ from tests.process.runner_rig import (
     new_id,
     payload,
     serving,
+    use_up_the_files,
     wait_until,
 )
 from tests.process.surroundings import SMALL_DISK, mounts
@@ -39,14 +40,6 @@ def fill(server: Server) -> Path:
         while True:
             file.write(bytes(1))
     return path
-
-
-def use_up_the_files(server: Server) -> None:
-    directory = server.home / "files"
-    directory.mkdir()
-    with contextlib.suppress(OSError):
-        for number in range(10_000):
-            (directory / str(number)).touch()
 
 
 def test_where_no_payload_can_be_stored_nothing_is_started(server: Server) -> None:

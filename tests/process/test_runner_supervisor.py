@@ -1,6 +1,5 @@
 """The runner: one supervisor serves the runs of a call, with the next one's process made ready."""
 
-import contextlib
 import os
 import signal
 import time
@@ -53,25 +52,13 @@ def follow(call: Call) -> bytes:
     return call.out[before:]
 
 
-def supervisors(server: Server) -> list[int]:
-    """And the processes that they have ready."""
-    root = server.inside(server.root).encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if root in b" ".join(words) and b"+supervise" in words:
-                found.append(int(path.parent.name))
-    return sorted(pid for pid in found if is_alive(pid))
-
-
 def ready(server: Server) -> tuple[int, int]:
     """The supervisor and the process it has ready."""
 
     def look() -> tuple[int, int] | None:
-        found = supervisors(server)
+        found = sorted(server.supervisors())
         time.sleep(0.05)  # a program that it starts looks like it for a moment
-        if len(found) != 2 or supervisors(server) != found:
+        if len(found) != 2 or sorted(server.supervisors()) != found:
             return None
         one, other = found
         return (one, other) if parent(other) == one else (other, one)
@@ -83,6 +70,11 @@ def ready(server: Server) -> tuple[int, int]:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def send_all_but_the_last_line(server: Server, call: Call, run_id: str, script: bytes) -> None:
+    call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
+    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it has been taken in")
 
 
 def kill(pid: int) -> None:
@@ -107,7 +99,7 @@ def test_a_call_that_was_not_waited_for_has_one_ready_from_its_third_run_on(serv
     call = server.call("run")
     first = run(call, new_id(), b"echo $PPID $$").split()
     time.sleep(0.3)
-    assert supervisors(server) == [int(first[0])]
+    assert server.supervisors() == [int(first[0])]
     second = run(call, new_id(), b"echo $PPID $$").split()
     third = ready(server)
 
@@ -130,7 +122,14 @@ def test_a_later_run_finds_what_the_first_finds(server: Server) -> None:
     assert b"B=1" not in expected
 
 
-def test_its_processor_time_is_its_own(server: Server) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_its_processor_time_is_its_own(tmp_path: Path, shell: str) -> None:
+    with serving(tmp_path, shell, edits={"    tick &\n": "    sleep 0.5\n    tick &\n"}) as server:
+        # The script has ended before its supervisor looks.
+        check_processor_time(server)
+
+
+def check_processor_time(server: Server) -> None:
     call = server.call("spare")
     busy = b"i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done"
     run(call, new_id(), busy)
@@ -187,18 +186,32 @@ def test_one_that_is_gone_before_a_run_has_a_successor(server: Server) -> None:
     assert run(call, new_id(), b"echo $PPID") == told
 
 
-def test_one_that_is_gone_when_all_but_the_last_line_has_come_has_a_successor(
-    server: Server,
+@pytest.mark.parametrize("gone", ["the supervisor", "what it had ready"])
+def test_what_is_gone_when_all_but_the_last_line_has_come_is_made_again(
+    server: Server, gone: str
 ) -> None:
     call = server.call("spare")
-    supervisor, _ = ready(server)
-    run_id = new_id()
-    call.send(line_message(run_id, payload(b"echo one")).removesuffix(b"cronium-end\n"))
-    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it has been taken in")
-    kill(supervisor)
+    supervisor, script = ready(server)
+    send_all_but_the_last_line(server, call, new_id(), b"echo one")
+    kill(supervisor if gone == "the supervisor" else script)
     call.send(b"cronium-end\n")
 
     assert follow(call) == b"one\n"
+    assert call.end == (0, "exit")
+
+
+def test_a_run_that_another_call_was_first_to_start_costs_the_next_ones_nothing(
+    server: Server,
+) -> None:
+    call = server.call("spare")
+    run_id = new_id()
+    send_all_but_the_last_line(server, call, run_id, b"echo one")
+    assert server.run(run_id, payload(b"echo another")).out == b"another\n"
+    call.send(b"cronium-end\n")
+    assert follow(call) == b"another\n"
+
+    for text in (b"two\n", b"three\n", b"four\n"):
+        assert run(call, new_id(), b"echo " + text) == text
 
 
 def test_one_that_is_gone_amid_a_run_is_not_the_call_s_end(server: Server) -> None:
@@ -240,14 +253,20 @@ def test_what_was_told_and_died_before_it_heard_is_not_started_again(server: Ser
     assert not (server.home / "starts").exists()
 
 
-def test_without_pipes_of_the_kernels_they_are_made_in_a_root(tmp_path: Path) -> None:
-    edits = {"[ -p /proc/self/fd/4 ]": "[ -p /proc/self/fd/no ]"}
-    with serving(tmp_path, "dash", edits=edits) as server:
+@pytest.mark.parametrize("fault", ["none there", "one that cannot be opened anew"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_pipes_of_the_shell_they_are_made_in_a_root(
+    tmp_path: Path, shell: str, fault: str
+) -> None:
+    there, there_not = "[ -p /proc/self/fd/4 ]", "[ -p /proc/self/fd/no ]"
+    anew, anew_not = "$2</proc/self/fd/4", "$2</proc/self/fd/no"
+    edits = {there: there_not} if fault == "none there" else {there: "true", anew: anew_not}
+    with serving(tmp_path, shell, edits=edits) as server:
         call = server.call("spare")
         assert run(call, new_id(), b"echo one") == b"one\n"
         assert run(call, new_id(), b"echo two") == b"two\n"
-        assert list(server.root.glob(".*")) == []
         assert call.finish() == 0
+    assert list(server.root.glob(".*")) == []
 
 
 def test_calls_have_each_their_own(server: Server) -> None:

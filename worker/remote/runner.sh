@@ -119,7 +119,8 @@ find_program() {
 open_pipe() {
     {
         IFS= read -r rest <&4
-        [ -p /proc/self/fd/4 ] && eval "exec $1<>/proc/self/fd/4 $2</proc/self/fd/4"
+        # Without the word, a shell ends that cannot open them.
+        [ -p /proc/self/fd/4 ] && eval "command exec $1<>/proc/self/fd/4 $2</proc/self/fd/4"
     } 2>/dev/null 4<<end || open_named_pipe "$@"
 full
 end
@@ -128,11 +129,10 @@ end
 open_named_pipe() {
     for place in $roots; do
         pipe=$place/.pipe.$$.$nonce
-        is_ours "$place" && mkfifo "$pipe" 2>/dev/null || continue
-        eval "exec $1<>$pipe $2<$pipe"
+        is_ours "$place" && mkfifo "$pipe" || continue
+        eval "command exec $1<>$pipe $2<$pipe" && rm -f "$pipe" && return
         rm -f "$pipe"
-        return
-    done
+    done 2>/dev/null
     return 1
 }
 
@@ -148,7 +148,6 @@ supervise() {
     exec 3>&1 >/dev/null
     identify $$
     supervisor_started=$started root=${0%/*} id=''
-    open_pipe 7 5 || exit
     find_reset
     prepare_script
     while read -r order; do
@@ -158,34 +157,43 @@ supervise() {
         run=$root/runs/$id in=in.$token woken=''
         # The wait for this is no jump of the clock.
         last_s=''
-        is_process "$script_pid" "$script_started" || prepare_script
+        is_ready || prepare_script
         read -r interpreter output_limit || {
             # The call has ended before all of the payload came.
             in=$run/$in
             drop_payload
             break
         }
-        # Handled, not ignored: the script would inherit an ignored signal.
+        is_ready || prepare_script || break
+        # Between two runs they may end us.
         trap 'woken=1' HUP TERM URG
         serve_run
         cd /
         trap - HUP TERM URG
         # Most calls serve one run, and one that waits for a second may wait for long.
         [ "$starts" -eq 1 ] || is_ahead=1
-        [ -z "$is_ahead" ] || prepare_script
+        [ -z "$is_ahead" ] || is_ready || prepare_script
     done
     exec 7>&- </dev/null
-    wait "$script_pid"
-    left="$left $cgroup $made"
+    [ -z "$script_pid" ] || wait "$script_pid"
+    # With those of one before us that was killed.
+    set -- ${nests:+"$nests"-*}
+    left=$*
     drop_left
     for cgroup in $left; do leave_cgroup; done
     [ -z "$id" ] || sweep_daily
     exit 0
 }
-starts=0 spent=0
+starts=0 spent=0 script_pid=''
+
+is_ready() {
+    [ -n "$script_pid" ] && is_process "$script_pid" "$script_started"
+}
 
 # Starts what becomes the script, and enters its cgroup now: that takes an RCU grace period, 10 ms and more.
 prepare_script() {
+    # Another pipe each time, in which nothing is left that was for another.
+    open_pipe 7 5 || return
     [ -z "$nests" ] || take_cgroup
     starts=$((starts + 1))
     become_script &
@@ -237,11 +245,10 @@ serve_run() {
         echo "$verdict" >&3
         return
     }
-    echo "$starts $root $id $token $interpreter" >&7
+    echo "$root $id $token $interpreter" >&7
     echo "new $$ $supervisor_started" >&3
     tick &
     ticker=$!
-    measure_cpu
     watch
     finish
 }
@@ -262,11 +269,13 @@ claim() {
     verdict=taken
     read_clock
     began_s=$clock_s began_ms=$clock_ms
-    ln -s "$$.$supervisor_started.$boot.$token" go 2>/dev/null || return
+    mine=$$.$supervisor_started.$boot.$token
+    # Over NFS it may say that there is one already, and that is ours.
+    ln -s "$mine" go 2>/dev/null || case $(ls -ld go 2>/dev/null) in *" -> $mine") ;; *) return 1 ;; esac
     # Forgotten, or started in another root, between the starter's look and our claim: whoever made
     # that made it before looking here, so one of us at least sees the other.
     if is_forgotten || is_claimed_twice; then
-        rm -f go
+        rm -f go || exit
         return 1
     fi
     { printf '%s\n' "$host" >host
@@ -274,6 +283,8 @@ claim() {
         echo "$script_pid $script_started" >script
         write_began
         [ -z "$cgroup" ] || printf '%s\n' "$cgroup" >cgroup; } 2>/dev/null
+    # It is claimed, whatever there was no room for.
+    return 0
 }
 
 # For others, who know nothing of the jumps that we have seen.
@@ -310,21 +321,16 @@ probe_signals() {
     fi 2>/dev/null
 }
 
-# Is told which run it is for, or that there will be none; by a number, as one before it may have been told and
-# have died.
+# Is told which run it is for, or sees that there will be none.
 become_script() {
     # Not where it is called: a shell keeps what a function's call closes.
     exec 3>&- 7>&-
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
-    start=''
-    until [ "$start" = "$starts" ]; do
-        read -r start root id token interpreter <&5 || exit
-    done
+    read -r root id token interpreter <&5 || exit
     run=$root/runs/$id in=in.$token
     cd "$run" || exit 126
     exec </dev/null >>out 2>>err 5<&-
-    trap - HUP TERM URG
     umask "$mask"
     directory=$run/work.$token
     if [ -e "$in/directory" ]; then
@@ -397,7 +403,8 @@ was_interrupted() {
     [ -n "$woken" ] || return 1
     woken=''
     is_of_our_signals || return 1
-    kill -0 "$script_pid" 2>/dev/null && return 0
+    # As another user, which sudo is, it cannot be signalled.
+    kill -0 "$script_pid" 2>/dev/null || is_process "$script_pid" "$script_started" && return 0
     # Some shells reap as soon as the script ends; they then still have its status, but a signal
     # may end this wait too.
     for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -486,6 +493,7 @@ finish() {
     # Not for all: a script that nothing could kill would keep us for ever.
     wait "$remover"
     wait "$ticker"
+    script_pid=''
 }
 
 # What a script leaves running on purpose keeps it: the run goes on to name it, for forget and the janitor.
@@ -517,7 +525,7 @@ record_exit() {
 measure_cpu() {
     user='' system=''
     # Of a special builtin, which times is, a file that cannot be written would be the shell's end.
-    { command times >cpu && { read -r rest && read -r user system; } <cpu; } 2>/dev/null
+    { command times >"$in/cpu" && { read -r rest && read -r user system; } <"$in/cpu"; } 2>/dev/null
     parse_time "$user" || return
     spent=$ms
     parse_time "$system" && spent=$((spent + ms))
@@ -939,6 +947,7 @@ run_one() {
     done
     run=${in%/*} root=${run%/runs/*}
     drop_payload
+    [ -z "$cgroup" ] || rmdir "$cgroup" 2>/dev/null
     [ -s "$0" ] || fail 65 'this runner is gone'
     case $verdict in
     full) fail 73 "no room for the output in $root" ;;
@@ -953,7 +962,8 @@ find_nest() {
     { while IFS= read -r line; do
         case $line in 0::/*) ours=${line#0::} ;; esac
     done </proc/self/cgroup; } 2>/dev/null
-    case $ours in '' | *..*) return ;; esac
+    # Those of runs are named by words.
+    case $ours in '' | *..* | *[!A-Za-z0-9._@:/-]*) return ;; esac
     for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
         [ -e "$top/cgroup.controllers" ] || continue
         nest=$top${ours%/}
@@ -1032,6 +1042,7 @@ make_room() {
         order_run
         return 0
     done
+    [ -z "$cgroup" ] || rmdir "$cgroup" 2>/dev/null
     fail 73 "no directory can be written, or no space is left: $roots"
 }
 
@@ -1169,7 +1180,7 @@ cut_section() {
 }
 
 # Starts one for all runs of this call: 8 takes its orders, 9 has what becomes of them, and shows its end. For
-# the first of its runs it may have a cgroup.
+# the first of its runs there may be a cgroup.
 start_supervisor() {
     find_detacher
     open_pipe 8 3 && open_pipe 7 9 || return
@@ -1179,7 +1190,7 @@ start_supervisor() {
     # shellcheck disable=SC2086  # words, to be split
     (
         # To enter one is quick once somebody has, and the supervisor has yet to come.
-        [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null &
+        if [ -n "$cgroup" ]; then { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null & fi
         [ -z "$lent_locale" ] || export LC_CTYPE="$lent_locale"
         # exec, for yash would stay as its parent, with the pipes in hand.
         exec $detacher sh "$0" +supervise "$nonce" "${nest:+"$nest/cronium-$$-$nonce"}" "$cgroup" \
@@ -1187,7 +1198,7 @@ start_supervisor() {
             <&3 >&7 3<&- 7>&- 8>&- 9<&- 2>/dev/null
     ) &
     exec 3<&- 7>&-
-    is_supervised=1 cgroup=''
+    is_supervised=1
 }
 is_supervised='' is_spare='' cgroup=''
 
@@ -1198,7 +1209,7 @@ launch() {
         [ -n "$is_ordered" ] || order_run || break
         is_ordered=''
         echo "$interpreter $output_limit" >&8
-        IFS= read -r verdict <&9 && return
+        IFS= read -r verdict <&9 && cgroup='' && return
         is_supervised=''
         exec 8>&- 9<&-
         [ ! -h "$run/go" ] || break
@@ -1435,7 +1446,8 @@ whole_seconds=''
 # Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit, or
 # in the calls.
 pause() {
-    sleep "$tick" >/dev/null &
+    # Without what a supervisor sees our end by.
+    sleep "$tick" >/dev/null 8>&- 9<&- &
     sleeper=$!
     trap 'kill "$sleeper"' URG
     if [ -h exit ] || look_for_calls; then
@@ -1488,7 +1500,7 @@ read_cgroup() {
     [ -n "$cgroup" ] || return
     # Of the call that started the run, which its token names.
     read_link "$run/go"
-    target=${target##*.}
+    target=${target#*.*.*.}
     case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"/cronium-${target%-*}-"*) ;; *) cgroup='' ;; esac
 }
 
