@@ -165,7 +165,7 @@ supervise() {
             break
         }
         is_ready || prepare_script || break
-        # Between two runs they may end us.
+        # Between two runs they may end us; now they end a wait, and no more.
         trap 'woken=1' HUP TERM URG
         serve_run
         cd /
@@ -490,7 +490,7 @@ finish() {
     remover=$!
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
-    # Not for all: a script that nothing could kill would keep us for ever.
+    # Not for the script as well: one that nothing could kill would keep us for ever.
     wait "$remover"
     wait "$ticker"
     script_pid=''

@@ -1,4 +1,4 @@
-"""A `run` on a server that waits for what to run, before its first run and between two."""
+"""A call of the runner that waits for what to run, before its first run and between two."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
