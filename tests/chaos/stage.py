@@ -1,10 +1,9 @@
 """The queue, the servers, the proxies between, and the workers' seats."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGTERM
@@ -186,7 +185,6 @@ def open_stage(folder: Path, say: Callable[[str], None]) -> Iterator[Stage]:
     """All is up, but for the workers; at the end nothing of it is left but files."""
     jobs: list[Job] = []
     with ExitStack() as stack:
-        stack.callback(_drop_cgroups, jobs)
         background = stack.enter_context(open_background())
         site = stack.enter_context(open_site(folder))
         queue = QueueProcess(site, lease_seconds=LEASE_SECONDS)
@@ -211,13 +209,3 @@ def open_stage(folder: Path, say: Callable[[str], None]) -> Iterator[Stage]:
         queue.start()
         queue.wait_serving()
         yield stage
-
-
-def _drop_cgroups(jobs: list[Job]) -> None:
-    """What the runner would sweep away a day later: of runs with children that stayed longer."""
-    # Not rglob, which minds that other programs' cgroups go while it looks.
-    for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        for name in names:
-            if name.startswith("cronium-") and any(job.id in name for job in jobs):
-                with suppress(OSError):
-                    Path(folder, name).rmdir()

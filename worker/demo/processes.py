@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 END_SECONDS = 3.0
+LEAVE_SECONDS = 0.3
 LOOK_EVERY_SECONDS = 0.01
 
 _PROC = Path("/proc")
@@ -35,6 +36,13 @@ def processes_with_home(*homes: Path) -> list[int]:
     """The processes whose HOME is one of `homes`, so far as they are ours to look into."""
     wanted = {f"HOME={home}".encode() for home in homes}
     return [pid for pid in _all_pids() if wanted & set(_read(pid, "environ").split(b"\0"))]
+
+
+def let_leave(find: Callable[[], Sequence[int]]) -> None:
+    """Until `find` gives nothing, for what goes by itself and tidies up; or `LEAVE_SECONDS`."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while find() and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_SECONDS)
 
 
 def end_processes(find: Callable[[], Sequence[int]]) -> None:

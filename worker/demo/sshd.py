@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncssh
 
-from worker.demo.processes import end_processes, live_processes, processes_with_home
+from worker.demo.processes import end_processes, let_leave, live_processes, processes_with_home
 from worker.errors import WorkerError
 
 READY_SECONDS = 10.0  # an sshd is ready in 30 ms; a loaded CI machine has needed 2 s
@@ -185,6 +185,7 @@ class Sshd:
         if self._process is not None:
             self.kill_sessions()
             self.stop()
+            let_leave(self.processes)
         end_processes(self.processes)
 
     def log(self) -> str:
