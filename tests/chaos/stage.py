@@ -69,7 +69,7 @@ class Stage:
     stations: tuple[Station, ...]
     seats: tuple[Seat, ...]
     say: Callable[[str], None]
-    jobs: list[Job]
+    jobs: list[Job] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     _commands: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -183,7 +183,6 @@ class Stage:
 @contextmanager
 def open_stage(folder: Path, say: Callable[[str], None]) -> Iterator[Stage]:
     """All is up, but for the workers; at the end nothing of it is left but files."""
-    jobs: list[Job] = []
     with ExitStack() as stack:
         background = stack.enter_context(open_background())
         site = stack.enter_context(open_site(folder))
@@ -204,7 +203,7 @@ def open_stage(folder: Path, say: Callable[[str], None]) -> Iterator[Stage]:
                 site.add(replace(server, host="127.0.0.1", port=line.port))
                 stations.append(Station(server.name, server.home, line))
         seats = tuple(Seat(site, name, ENVIRON) for name in SEATS)
-        stage = Stage(site, Agenda(), queue, api, tuple(sshds), tuple(stations), seats, say, jobs)
+        stage = Stage(site, Agenda(), queue, api, tuple(sshds), tuple(stations), seats, say)
         stack.callback(stage.close)
         queue.start()
         queue.wait_serving()

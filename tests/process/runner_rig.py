@@ -18,6 +18,7 @@ from typing import TypedDict, TypeVar, Unpack
 
 from tests.process.surroundings import Surroundings
 from worker.remote.artifact import HELPERS, load_artifact
+from worker.remote.payload import LAST_LINE
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ def line_message(
             sections.append(section)
             value = b"%d" % (section.count(b"\n") + 1)
         lines.append(name + b" " + value)
-    text = b"\n".join((*lines, b"", *sections, b"cronium-end\n"))
+    text = b"\n".join((*lines, b"", *sections, LAST_LINE))
     count = text.count(b"\n")
     return f"{run_id} {out} {err} {limit_seconds} {count} lines\n".encode() + text
 
@@ -158,6 +159,15 @@ class Call:
 
     def read_until_started(self) -> None:
         self.read_until(lambda call: any(head.startswith("r ") for head in call.heads))
+
+    def follow(self) -> bytes:
+        """Reads to the next end of a run; what that printed."""
+        printed, ended = len(self.out), self._ends()
+        self.read_until(lambda call: call._ends() > ended)
+        return self.out[printed:]
+
+    def _ends(self) -> int:
+        return sum(head.startswith("x ") for head in self.heads)
 
     def finish(self) -> int:
         """Reads to the end of the frames; the exit status."""
@@ -303,6 +313,11 @@ class Server:
         """As the worker would send it."""
         as_lines = self._sends_lines and is_short_and_plain(body)
         return (line_message if as_lines else message)(run_id, body, limit_seconds=limit_seconds)
+
+    def stage(self, call: Call, run_id: str, script: bytes) -> None:
+        """All but the last line of a payload, and until that has been taken in."""
+        call.send(line_message(run_id, payload(script)).removesuffix(LAST_LINE))
+        wait_until(lambda: list(self.directory(run_id).glob("in.*/input")), "it has been taken in")
 
     def run(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
         """`run`, up to the end of the script."""

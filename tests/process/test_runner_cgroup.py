@@ -37,6 +37,7 @@ from tests.process.surroundings import (
     rootmaker,
     within,
 )
+from worker.remote.payload import LAST_LINE
 
 LONG_AGO = 1_500_000_000
 ESCAPEE = """
@@ -149,8 +150,7 @@ def test_each_run_of_a_call_has_one_of_its_own(ours: Path, open_path: Path, verb
         call = server.call(verb)
         for _ in range(12):
             call.send(line_message(f"{run_id}{len(call.heads)}", body))
-            call.read_until(lambda call: call.heads[-1:] != [] and call.heads[-1][:1] == "x")
-            call.heads.append("between the runs")
+            call.follow()
         call.send_eof()
 
         assert call.finish() == 0
@@ -244,8 +244,7 @@ def test_a_supervisor_that_is_killed_leaves_its_cgroups_to_the_next(
         for text in (b"", b"one\n", b"two\n", b"three\n"):
             if text:
                 call.send(line_message(new_id(), payload(b"echo " + text)))
-                call.read_until(lambda call: "".join(call.heads[-1:])[:1] == "x")
-                call.heads.append("between the runs")
+                call.follow()
             wait_until(lambda: server.supervisors()[1:], "the next one's process is there")
             for pid in server.supervisors():
                 kill_if_alive(pid)
@@ -273,10 +272,8 @@ def test_on_a_full_disk_a_run_leaves_no_cgroup(ours: Path, room: str) -> None:
         call = server.call("run")
         sent = line_message(run_id, payload(b"echo well"))
         if room == "for the claim":
-            call.send(sent.removesuffix(b"cronium-end\n"))
-            received = server.directory(run_id)
-            wait_until(lambda: list(received.glob("in.*/input")), "it has been taken in")
-            sent = b"cronium-end\n"
+            server.stage(call, run_id, b"echo well")
+            sent = LAST_LINE
         files = use_up_the_files(server)
         if room == "for the claim":
             for number in range(5):  # and not for all the files after it

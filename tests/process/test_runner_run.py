@@ -26,6 +26,7 @@ from tests.process.runner_rig import (
     serving,
     wait_until,
 )
+from worker.remote.payload import LAST_LINE
 
 
 @pytest.fixture(params=SHELLS)
@@ -262,12 +263,6 @@ def test_lines_arrive_byte_for_byte(server: Server, text: bytes) -> None:
     assert call.out == text
 
 
-def follow(call: Call) -> None:
-    """Up to the next end of a run."""
-    ends = sum(head.startswith("x ") for head in call.heads)
-    call.read_until(lambda call: sum(head.startswith("x ") for head in call.heads) > ends)
-
-
 def test_one_call_serves_one_run_after_the_other_and_forgets_between_them(server: Server) -> None:
     first, second, third = (new_id() for _ in range(3))
     call = server.call("run")
@@ -276,12 +271,12 @@ def test_one_call_serves_one_run_after_the_other_and_forgets_between_them(server
             b'echo "$A" to $A >&2; echo out; exit $A', environment=b"export A=%d\n" % number
         )
         call.send(line_message(run_id, body))
-        follow(call)
+        call.follow()
         assert call.end == (number, "exit")
     # The next need not wait for what is forgotten before it.
     call.send(f"forget {first} {second}\n".encode())
     call.send(line_message(second, payload(b"touch $HOME/twice")))
-    follow(call)
+    call.follow()
     call.send(line_message(third, payload(b"exit 3")))
 
     assert call.finish() == 0
@@ -302,7 +297,7 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     call = server.call("run")
     call.send(f"forget {running} ../x\nforget {running}\n".encode())
     call.send(line_message(other, payload(b"echo well")))
-    follow(call)
+    call.follow()
 
     assert [head for head in call.heads if head[:1] == "f"] == ["f 64", "f 66"]
     assert call.out == b"well\n"
@@ -310,24 +305,21 @@ def test_a_run_that_goes_on_is_not_forgotten_and_the_call_goes_on_too(server: Se
     assert follower.finish() == 0
 
 
-def send_all_but_the_last_line(server: Server, run_id: str, script: bytes) -> Call:
-    """It has been taken in but for that line."""
+def staged(server: Server, run_id: str, script: bytes) -> Call:
     call = server.call("run")
-    call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
-    received = server.directory(run_id)
-    wait_until(lambda: list(received.glob("in.*/input")), "it has been taken in")
+    server.stage(call, run_id, script)
     return call
 
 
 def test_a_run_that_is_made_ready_starts_with_the_last_line(server: Server) -> None:
     first, second = new_id(), new_id()
-    call = send_all_but_the_last_line(server, first, b"cat; echo one")
+    call = staged(server, first, b"cat; echo one")
     time.sleep(0.3)
     assert not (server.directory(first) / "go").is_symlink()
-    call.send(b"cronium-end\n")
-    follow(call)
+    call.send(LAST_LINE)
+    call.follow()
     call.send(line_message(second, payload(b"echo two")))
-    follow(call)
+    call.follow()
     call.send_eof()
 
     assert call.finish() == 0
@@ -338,7 +330,7 @@ def test_a_run_that_is_made_ready_starts_with_the_last_line(server: Server) -> N
 @pytest.mark.parametrize("end", ["of the call", "of its shell"])
 def test_a_run_that_was_made_ready_in_vain_leaves_nothing(server: Server, end: str) -> None:
     run_id = new_id()
-    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    call = staged(server, run_id, b"echo one")
     if end == "of its shell":
         call.process.kill()
     call.send_eof()
@@ -357,9 +349,9 @@ def test_a_run_that_was_made_ready_in_vain_leaves_nothing(server: Server, end: s
 
 def test_a_run_that_was_made_ready_and_is_beaten_attaches(server: Server) -> None:
     run_id = new_id()
-    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    call = staged(server, run_id, b"echo one")
     assert server.start(run_id, payload(b"echo two")).finish() == 0
-    call.send(b"cronium-end\n")
+    call.send(LAST_LINE)
     call.send_eof()
 
     assert call.finish() == 0
@@ -374,7 +366,7 @@ def test_a_run_that_was_made_ready_in_vain_takes_nobodys_place(server: Server, f
     follower = server.start(run_id, body)
     call = server.call("run")
     if form == "lines":
-        call.send(line_message(run_id, body).removesuffix(b"cronium-end\n"))
+        call.send(line_message(run_id, body).removesuffix(LAST_LINE))
     else:
         call.send(message(run_id, body).partition(b"\n")[0] + b"\n")
     call.send_eof()
@@ -387,7 +379,7 @@ def test_a_run_that_was_made_ready_in_vain_takes_nobodys_place(server: Server, f
 
 def test_a_wrong_last_line_starts_nothing(server: Server) -> None:
     run_id = new_id()
-    call = send_all_but_the_last_line(server, run_id, b"echo one")
+    call = staged(server, run_id, b"echo one")
     call.send(b"cronium-enD\n")
 
     assert call.finish() == 66
@@ -413,7 +405,7 @@ def test_a_run_that_gets_no_supervisor_leaves_nothing(server: Server, gone: bool
 def test_a_payload_of_bytes_may_follow_one_of_lines_and_is_the_last(server: Server) -> None:
     call = server.call("run")
     call.send(line_message(new_id(), payload(b"echo one")))
-    follow(call)
+    call.follow()
     call.send(message(new_id(), payload(b"printf 'two\\0'", stdin=b"\0\xff")))
 
     assert call.finish() == 0
@@ -433,7 +425,7 @@ def test_a_call_keeps_nothing_of_a_run_that_is_over(server: Server) -> None:
 
     def run() -> None:
         call.send(line_message(new_id(), payload(b"echo one")))
-        follow(call)
+        call.follow()
 
     run()
     # With the pipes to its supervisor.

@@ -19,10 +19,10 @@ from tests.process.runner_rig import (
     serving,
     wait_until,
 )
+from worker.remote.payload import LAST_LINE
 
 # What a run finds, but for what is its own.
 INVENTORY = rb"""
-read -r _ state </dev/null
 { env | sort; pwd; } | sed "s/$CRONIUM_EXECUTION_ID/ID/g; s/\(in\|work\|calls\)\.[0-9A-Za-z-]*/DIR/"
 umask
 grep '^Sig[BIC]' /proc/self/status
@@ -41,15 +41,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 def run(call: Call, run_id: str, script: bytes, environment: bytes = b"") -> bytes:
     """What it prints."""
     call.send(line_message(run_id, payload(script, environment=environment)))
-    return follow(call)
-
-
-def follow(call: Call) -> bytes:
-    """Up to the next end of a run."""
-    before = len(call.out)
-    call.heads.append("between the runs")
-    call.read_until(lambda call: call.heads[-1].startswith("x "))
-    return call.out[before:]
+    return call.follow()
 
 
 def ready(server: Server) -> tuple[int, int]:
@@ -70,11 +62,6 @@ def ready(server: Server) -> tuple[int, int]:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-
-
-def send_all_but_the_last_line(server: Server, call: Call, run_id: str, script: bytes) -> None:
-    call.send(line_message(run_id, payload(script)).removesuffix(b"cronium-end\n"))
-    wait_until(lambda: list(server.directory(run_id).glob("in.*/input")), "it has been taken in")
 
 
 def kill(pid: int) -> None:
@@ -115,7 +102,7 @@ def test_a_later_run_finds_what_the_first_finds(server: Server) -> None:
     for _ in range(2):
         assert run(later, new_id(), spoiler, environment=b"export A='0'\nexport B='1'\n")
         later.send(line_message(new_id(), payload(b"exit 3", directory=b"/no/such/place")))
-        follow(later)
+        later.follow()
 
     assert run(later, new_id(), INVENTORY, environment=b"export A='1'\n") == expected
     assert b"A=1\n" in expected
@@ -192,11 +179,11 @@ def test_what_is_gone_when_all_but_the_last_line_has_come_is_made_again(
 ) -> None:
     call = server.call("spare")
     supervisor, script = ready(server)
-    send_all_but_the_last_line(server, call, new_id(), b"echo one")
+    server.stage(call, new_id(), b"echo one")
     kill(supervisor if gone == "the supervisor" else script)
-    call.send(b"cronium-end\n")
+    call.send(LAST_LINE)
 
-    assert follow(call) == b"one\n"
+    assert call.follow() == b"one\n"
     assert call.end == (0, "exit")
 
 
@@ -205,10 +192,10 @@ def test_a_run_that_another_call_was_first_to_start_costs_the_next_ones_nothing(
 ) -> None:
     call = server.call("spare")
     run_id = new_id()
-    send_all_but_the_last_line(server, call, run_id, b"echo one")
+    server.stage(call, run_id, b"echo one")
     assert server.run(run_id, payload(b"echo another")).out == b"another\n"
-    call.send(b"cronium-end\n")
-    assert follow(call) == b"another\n"
+    call.send(LAST_LINE)
+    assert call.follow() == b"another\n"
 
     for text in (b"two\n", b"three\n", b"four\n"):
         assert run(call, new_id(), b"echo " + text) == text
@@ -220,7 +207,7 @@ def test_one_that_is_gone_amid_a_run_is_not_the_call_s_end(server: Server) -> No
     call.send(line_message(lost, payload(b"echo $PPID; exec sleep 25")))
     call.read_until(lambda call: call.out.endswith(b"\n"))
     kill(int(call.out))
-    follow(call)
+    call.follow()
     assert call.end == (125, "lost")
 
     assert run(call, new_id(), b"echo two") == b"two\n"
@@ -246,7 +233,7 @@ def test_what_was_told_and_died_before_it_heard_is_not_started_again(server: Ser
     call.send(line_message(run_id, payload(b"echo one >>$HOME/starts")))
     call.read_until_started()
     kill(script)
-    follow(call)
+    call.follow()
     assert call.end == (137, "signal")
 
     assert run(call, new_id(), b"echo $PPID") == b"%d\n" % supervisor
@@ -286,7 +273,7 @@ def test_one_that_claimed_a_run_and_is_gone_before_it_says_so_has_lost_it(
     with serving(tmp_path, shell, edits={told: f"    kill -s KILL $$\n{told}"}) as server:
         call = server.call("spare")
         call.send(line_message(new_id(), payload(b"echo one >>$HOME/starts; exec sleep 25")))
-        follow(call)
+        call.follow()
 
         assert call.end == (125, "lost")
         starts = server.home / "starts"

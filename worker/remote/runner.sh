@@ -138,7 +138,8 @@ open_named_pipe() {
 
 # The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. What
 # can be done before it is asked for is: all that follows an order is on the way to the script's first
-# instruction.
+# instruction. Its 0 has the orders, 3 takes the verdicts; 7 and 5 are the ends of the pipe to what becomes the
+# script.
 
 supervise() {
     nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
@@ -482,6 +483,7 @@ finish() {
     # it would tick for ever.
     kill -s KILL "$ticker" 2>/dev/null
     measure_since "$began_s" "$began_ms"
+    # With some ms of ours since the run before.
     cpu=$spent
     measure_cpu
     cpu=$((spent - cpu))
