@@ -333,6 +333,9 @@ class Server:
     def directory(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
 
+    def has_ended(self, run_id: str) -> bool:
+        return any(self.directory(run_id).glob("exit.*"))
+
     def supervisor(self, run_id: str) -> int:
         return int((self.directory(run_id) / "go").readlink().name.split(".")[0])
 
@@ -348,7 +351,7 @@ class Server:
         running = [
             directory.name
             for directory in self.root.glob("runs/*")
-            if (directory / "go").is_symlink() and not (directory / "exit").is_symlink()
+            if (directory / "go").is_symlink() and not self.has_ended(directory.name)
         ]
         enders = [self.call("signal", run_id, "cancel") for run_id in running]
         for ender in enders:

@@ -46,7 +46,7 @@ def a_prepared_run(root: Path) -> str:
     run = root / "runs" / run_id
     (run / "calls.1-x").mkdir(parents=True)
     (run / "go").symlink_to("1.1.boot.1-x")
-    (run / "exit").symlink_to("0.exit.1.1")
+    (run / "exit.0.exit.1.1").touch()
     (run / "out").write_text("forged\n")
     (run / "err").write_text("")
     # Whoever served it by this would run what another wrote.

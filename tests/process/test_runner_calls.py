@@ -329,8 +329,8 @@ def test_who_asks_after_the_end_is_told_that_and_does_not_wait(server: Server) -
     # One asks before the end, and one after it; neither has an answer.
     script = (
         b"setsid bash -c 'echo asks; exec 2>$HOME/early; cronium.event' & "
-        b"setsid bash -c 'until [ -h $CRONIUM_CALLS/../exit ]; do sleep 0.02; done; "
-        b"exec 2>$HOME/late; cronium.event' >/dev/null & "
+        b"setsid timeout 20 bash -c 'until compgen -G $CRONIUM_CALLS/../exit.*; do sleep 0.1; done;"
+        b" exec 2>$HOME/late; cronium.event' >/dev/null & "
         b'until [ "$(echo "$CRONIUM_CALLS"/*.req)" != "$CRONIUM_CALLS/*.req" ]; do sleep 0.02; done'
     )
     call = server.start(run_id, payload(script))

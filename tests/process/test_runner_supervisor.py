@@ -12,6 +12,7 @@ from tests.process.runner_rig import (
     SHELLS,
     Call,
     Server,
+    carriers,
     is_alive,
     line_message,
     new_id,
@@ -50,14 +51,21 @@ def ready(server: Server) -> tuple[int, int]:
     def look() -> tuple[int, int] | None:
         found = sorted(server.supervisors())
         time.sleep(0.05)  # a program that it starts looks like it for a moment
-        if len(found) != 2 or sorted(server.supervisors()) != found:
+        if sorted(server.supervisors()) != found:
             return None
-        one, other = found
-        return (one, other) if parent(other) == one else (other, one)
+        parents = [pid for pid in found if parent(pid) not in found]
+        waiting = [pid for pid in found if pid not in parents and pid not in clocks(server)]
+        return (parents[0], waiting[0]) if len(parents) == len(waiting) == 1 else None
 
     pair = wait_until(look, "a process is ready")
     assert pair is not None
     return pair
+
+
+def clocks(server: Server) -> list[int]:
+    """What ticks; of all that waits, only what becomes a script has the end of its pipe."""
+    found = server.supervisors()
+    return [pid for pid in found if parent(pid) in found and not Path(f"/proc/{pid}/fd/5").exists()]
 
 
 def parent(pid: int) -> int:
@@ -86,7 +94,7 @@ def test_a_call_that_was_not_waited_for_has_one_ready_from_its_third_run_on(serv
     call = server.call("run")
     first = run(call, new_id(), b"echo $PPID $$").split()
     time.sleep(0.3)
-    assert server.supervisors() == [int(first[0])]
+    assert server.supervisors() == [int(first[0]), *clocks(server)]
     second = run(call, new_id(), b"echo $PPID $$").split()
     third = ready(server)
 
@@ -111,7 +119,7 @@ def test_a_later_run_finds_what_the_first_finds(server: Server) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_its_processor_time_is_its_own(tmp_path: Path, shell: str) -> None:
-    with serving(tmp_path, shell, edits={"    tick &\n": "    sleep 0.5\n    tick &\n"}) as server:
+    with serving(tmp_path, shell, edits={"    watch\n": "    sleep 0.5\n    watch\n"}) as server:
         # The script has ended before its supervisor looks.
         check_processor_time(server)
 
@@ -278,3 +286,89 @@ def test_one_that_claimed_a_run_and_is_gone_before_it_says_so_has_lost_it(
         assert call.end == (125, "lost")
         starts = server.home / "starts"
         assert not starts.exists() or starts.read_text() == "one\n"
+
+
+# Its clock
+
+
+def test_one_clock_serves_all_runs(server: Server) -> None:
+    call = server.call("spare")
+    run(call, new_id(), b"echo one")
+    (clock,) = wait_until(lambda: clocks(server), "it ticks")
+    for _ in range(3):
+        run(call, new_id(), b"sleep 0.2")
+    assert clocks(server) == [clock]
+
+    call.send(
+        line_message(new_id(), payload(b"trap 'exit 3' TERM; sleep 25 & wait"), limit_seconds=1)
+    )
+    call.follow()
+
+    assert call.end == (124, "timeout")
+    assert 1000 <= int(call.heads[-1].split()[3]) < 10_000
+
+
+@pytest.mark.parametrize("when", ["between two runs", "amid the run before"])
+def test_a_clock_that_is_gone_has_a_successor(server: Server, when: str) -> None:
+    call = server.call("spare")
+    run_id = new_id()
+    if when == "between two runs":
+        run(call, run_id, b"echo one")
+    else:
+        call.send(line_message(run_id, payload(b"echo on; sleep 0.5")))
+        call.read_until(lambda call: call.out == b"on\n")
+    (clock,) = wait_until(lambda: clocks(server), "it ticks")
+    kill(clock)
+    if when != "between two runs":
+        call.follow()
+        wait_until(lambda: no_payload(server, run_id), "the supervisor removes what it would")
+
+    call.send(line_message(new_id(), payload(b"exec sleep 25"), limit_seconds=1))
+    call.follow()
+
+    assert call.end == (124, "timeout")
+
+
+def no_payload(server: Server, run_id: str) -> bool:
+    return not list(server.directory(run_id).glob("in.*"))
+
+
+def test_what_came_with_a_run_is_gone_soon_whether_or_not_it_is_forgotten(server: Server) -> None:
+    call = server.call("spare")
+    ids = [new_id() for _ in range(4)]
+    for run_id in ids:
+        run(call, run_id, b"echo s3cret")
+
+    wait_until(lambda: all(no_payload(server, each) for each in ids), "payloads are gone")
+    assert all(server.has_ended(each) for each in ids)
+    assert call.finish() == 0
+
+
+def test_runs_that_are_forgotten_as_they_end_leave_the_clock_to_the_next(server: Server) -> None:
+    call = server.call("spare")
+    for _ in range(5):
+        run_id = new_id()
+        run(call, run_id, b"echo one")
+        call.send(b"forget %s\n" % run_id.encode())
+        call.read_until(lambda call: call.heads[-1] == "f 0")
+
+    last = new_id()
+    run(call, last, b"echo one")
+
+    wait_until(lambda: no_payload(server, last), "its clock has come to it")
+
+
+@pytest.mark.parametrize(
+    "deceit", [b"touch exit.0.exit.1.1", b"rm -rf $PWD", b"rm go", b"rm -rf $PWD; mkdir $PWD"]
+)
+def test_a_script_cannot_stop_its_clock(server: Server, deceit: bytes) -> None:
+    run_id = new_id()
+    script = b"cd ..; exec 2>&-; " + deceit + b"; echo $$ >$HOME/pid; exec sleep 45"
+    server.call("spare").send(line_message(run_id, payload(script), limit_seconds=1))
+    pid = server.home / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text(), "the script runs")
+    sleeper = int(pid.read_text())
+
+    # In less time than it would take by itself.
+    wait_until(lambda: not is_alive(sleeper), "it is ended")
+    assert carriers(run_id) == []

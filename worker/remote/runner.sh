@@ -65,6 +65,19 @@ is_process() {
     identify "$1" && [ "$started" = "$2" ]
 }
 
+# Sets record to how the run in directory $1, or here, has ended. Forks nothing.
+find_record() {
+    for entry in "${1:-.}"/exit.*; do
+        record=${entry##*/exit.}
+        case $record in
+        *[!a-z0-9._]* | *.*.*.*.*) ;;
+        [0-9]*.[a-z]*.[0-9]*.[0-9]*) return ;;
+        esac
+    done
+    record=''
+    return 1
+}
+
 # Sets clock_s and clock_ms (0 to 999). Uptime, because the time of day may jump.
 read_clock() {
     uptime=''
@@ -139,7 +152,7 @@ open_named_pipe() {
 # The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. What
 # can be done before it is asked for is: all that follows an order is on the way to the script's first
 # instruction. Its 0 has the orders, 3 takes the verdicts; 7 and 5 are the ends of the pipe to what becomes the
-# script.
+# script, 8 and 9 of that to its clock.
 
 supervise() {
     nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
@@ -158,7 +171,7 @@ supervise() {
         run=$root/runs/$id in=in.$token woken=''
         # The wait for this is no jump of the clock.
         last_s=''
-        is_ready || prepare_script
+        [ -n "$script_pid" ] || prepare_script
         read -r interpreter output_limit || {
             # The call has ended before all of the payload came.
             in=$run/$in
@@ -175,7 +188,7 @@ supervise() {
         [ "$starts" -eq 1 ] || is_ahead=1
         [ -z "$is_ahead" ] || is_ready || prepare_script
     done
-    exec 7>&- </dev/null
+    exec 7>&- 8>&- </dev/null
     [ -z "$script_pid" ] || wait "$script_pid"
     # With those of one before us that was killed.
     set -- ${nests:+"$nests"-*}
@@ -248,19 +261,48 @@ serve_run() {
     }
     echo "$root $id $token $interpreter" >&7
     echo "new $$ $supervisor_started" >&3
-    tick &
-    ticker=$!
+    start_clock
     watch
     finish
 }
 
+# One for all runs, as each of them would take a process, and a program for it to sleep by.
+start_clock() {
+    [ -n "$clock" ] && kill -0 "$clock" 2>/dev/null || {
+        open_pipe 8 9 || return
+        tick &
+        clock=$!
+        exec 9<&-
+    }
+    echo "$run $in $script_pid $script_started" >&8
+}
+clock=''
+
+# For each run: wakes who started it once, by a line among the verdicts, and us again and again. Then its payload
+# is removed, where that has not been done with all of the run.
 tick() {
-    exec 3>&- 7>&-
-    # Between two seconds, where sleep can, for that is when scripts that sleep go on.
-    sleep 0.4
-    while sleep 1; do
-        kill -URG $$ || exit
+    exec 0<&9 7>&- 8>&- 5<&- 9<&-
+    while read -r run in script_pid script_started; do
+        cd "$run" 2>/dev/null || continue
+        is_at_end || {
+            sleep 0.1 3>&-
+            is_at_end || echo tick >&3
+            # Between two seconds, where sleep can, as that is when scripts that sleep go on.
+            is_at_end || sleep 0.3 3>&-
+        }
+        until is_at_end; do
+            # One that is killed is no reason to leave off.
+            sleep 1 3>&- || [ $? -gt 128 ] || exit
+            is_at_end || kill -URG $$ || exit
+        done
+        [ ! -d "$in" ] || rm -rf "$in"
+        cd /
     done
+}
+
+# Not by the record alone, which a script could have made up, nor by a directory that was deleted.
+is_at_end() {
+    ! is_process "$script_pid" "$script_started" && { find_record || [ ! -h go ]; }
 }
 
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
@@ -325,7 +367,7 @@ probe_signals() {
 # Is told which run it is for, or sees that there will be none.
 become_script() {
     # Not where it is called: a shell keeps what a function's call closes.
-    exec 3>&- 7>&-
+    exec 3>&- 7>&- 8>&-
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
     read -r root id token interpreter <&5 || exit
@@ -408,7 +450,7 @@ was_interrupted() {
     kill -0 "$script_pid" 2>/dev/null || is_process "$script_pid" "$script_started" && return 0
     # Some shells reap as soon as the script ends; they then still have its status, but a signal
     # may end this wait too.
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
+    for _ in 1 2 3; do
         wait "$script_pid"
         again=$?
         [ "$again" -ge 0 ] && [ "$again" -ne 127 ] || break
@@ -459,12 +501,10 @@ is_over_output() {
     [ $((out_size + err_size)) -gt "$output_limit" ]
 }
 
-# Sets out_size, err_size and exit_record by one fork; exit is looked at first, so it vouches for the sizes.
+# Sets out_size and err_size by one fork.
 measure_spool() {
-    listing=$(ls -ln exit out err 2>/dev/null)
-    exit_record=''
-    case $listing in *' -> '*) exit_record=${listing##* -> } exit_record=${exit_record%%"$newline"*} ;; esac
-    # Sorted by name: err, exit, out; of a run that is just being deleted not all.
+    listing=$(ls -ln out err 2>/dev/null)
+    # Sorted by name; of a run that is just being deleted not both.
     err_size=0 out_size=0
     size_line "${listing%%"$newline"*}" err && err_size=$bytes
     size_line "${listing##*"$newline"}" out && out_size=$bytes
@@ -479,22 +519,16 @@ size_line() {
 }
 
 finish() {
-    # KILL, for one that has only just begun may still handle TERM as we do; and where nobody reaps us
-    # it would tick for ever.
-    kill -s KILL "$ticker" 2>/dev/null
     measure_since "$began_s" "$began_ms"
     # With some ms of ours since the run before.
     cpu=$spent
     measure_cpu
     cpu=$((spent - cpu))
     [ -z "$cgroup" ] || part_with_cgroup
-    rm -rf "$in" &
-    remover=$!
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
-    # Not for the script as well: one that nothing could kill would keep us for ever.
-    wait "$remover"
-    wait "$ticker"
+    # What the clock does, where it is gone.
+    kill -0 "$clock" 2>/dev/null || rm -rf "$in"
     script_pid=''
 }
 
@@ -514,11 +548,12 @@ sweep_daily() {
     [ ! -e "$stamp" ] && { printf '' >"$stamp"; } 2>/dev/null && exec sh "$0" +sweep "$nonce" "$root"
 }
 
-# A link, for a file renamed into place on a full disk was found empty. The file says the same to who
-# waits, and takes no program to read.
+# By a name alone, which is there as a whole or not at all, and needs no room: a file that was written, and then
+# renamed into place, was found empty on a full disk.
 record_exit() {
-    { echo "$1" >record; } 2>/dev/null
-    until ln -s "$1" exit 2>/dev/null || [ -h exit ] || [ ! -h go ]; do
+    until { true >"exit.$1"; } 2>/dev/null || find_record || [ ! -h go ]; do
+        # There may be no files left either.
+        rm -rf in.*
         sleep 1
     done
 }
@@ -543,8 +578,9 @@ parse_time() {
 
 # The exit record is the truth; this only ends a wait. Ignored by default, so a stale pid is harmless.
 wake_attacher() {
+    echo over >&3
     read_attacher
-    [ "$attacher_boot" = "$boot" ] && is_process "$attacher" "$attacher_started" &&
+    [ "$attacher_boot" = "$boot" ] && { [ "$attacher" = "$PPID" ] || is_process "$attacher" "$attacher_started"; } &&
         kill -URG "$attacher" 2>/dev/null
 }
 
@@ -760,7 +796,7 @@ main() {
         hand_over answer "$id" "$2" "$3"
         take_answer "$2" "$3"
         ;;
-    forget) forget_all "$@" ;;
+    forget) forget_all "$@" || fail "$?" "$complaint" ;;
     list) list_all ;;
     version) ;;
     *) fail 64 "unknown verb: $verb" ;;
@@ -881,7 +917,7 @@ is_elsewhere() {
 }
 
 is_lost() {
-    ! is_elsewhere && ! supervisor_lives && [ ! -h "$run/exit" ]
+    ! is_elsewhere && ! supervisor_lives && ! find_record "$run"
 }
 
 # One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
@@ -899,7 +935,7 @@ run_all() {
         forget)
             shift
             # Whatever becomes of it is told, and the next run not held up by it.
-            (forget_all "$@") 2>/dev/null
+            forget_all "$@" 2>/dev/null
             printf 'f %s\n' "$?" || exit 74
             ;;
         *) run_one "$@" ;;
@@ -1035,9 +1071,9 @@ make_room() {
         [ -d "$cgroup" ] || cgroup=''
         # Whoever may write beside the root could have put one there meanwhile.
         refuse_foreign
-        # Written and not only asked: a full file system still takes directories. 64 KiB, that a
+        # Written and not only asked: a full file system still takes directories. 16 KiB, that a
         # script has at least the room to say what it met.
-        { printf '%65536s\n' room >"$in/payload"; } 2>/dev/null || {
+        { printf '%16384s\n' room >"$in/payload"; } 2>/dev/null || {
             drop_payload
             continue
         }
@@ -1211,7 +1247,13 @@ launch() {
         [ -n "$is_ordered" ] || order_run || break
         is_ordered=''
         echo "$interpreter $output_limit" >&8
-        IFS= read -r verdict <&9 && cgroup='' && return
+        while IFS= read -r verdict <&9; do
+            case $verdict in
+            # Of a run before.
+            tick | over) ;;
+            *) cgroup='' && return ;;
+            esac
+        done
         is_supervised=''
         exec 8>&- 9<&-
         [ ! -h "$run/go" ] || break
@@ -1261,7 +1303,7 @@ attach_found() {
     take_over
     is_lost && declare_lost
     state=attached
-    [ -h exit ] && state=ended
+    find_record && state=ended
     measure_run
     printf 'r %s %s\n' "$state" "$elapsed"
     follow
@@ -1270,9 +1312,8 @@ attach_found() {
 # Sets elapsed, the ms since the run began; 0 where that cannot be known.
 measure_run() {
     elapsed=0
-    if [ -h exit ]; then
-        measure_spool
-        set_record "$exit_record"
+    if find_record; then
+        set_record "$record"
         elapsed=$record_ms
     elif [ "$supervisor_boot" = "$boot" ]; then
         { read -r began_s began_ms <began; } 2>/dev/null && measure_since "$began_s" "$began_ms"
@@ -1285,15 +1326,20 @@ set_record() {
     record_cpu=${record_ms##*.} record_ms=${record_ms%%.*}
 }
 
-# Written in place and always as long, so that it also works on a full disk.
+# Written in place and always as long, so that it also works on a full disk; read by the line, as a shell reads
+# each byte by a call.
 take_over() {
-    identify $$
-    me=$$.$started.$boot.$nonce
+    [ -n "$me" ] || {
+        identify $$
+        me=$$.$started.$boot.$nonce
+    }
     read_attacher
-    { printf '%-180s\n' "$me" 1<>attacher; } 2>/dev/null
+    { printf '%-180s\n' "$me$newline" 1<>attacher; } 2>/dev/null
     [ -n "$attached" ] && [ "$attacher_boot" = "$boot" ] &&
         is_process "$attacher" "$attacher_started" && kill -URG "$attacher" 2>/dev/null
 }
+
+me=''
 
 is_replaced() {
     attached=''
@@ -1312,11 +1358,13 @@ follow() {
 
 follow_quietly() {
     trap '' URG
-    tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0
+    tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0 is_new=''
+    [ "$state" != new ] || is_new=1
     [ "$state" != attached ] || tell_what_was_said
     while :; do
-        ended='' exit_record=''
-        [ -h exit ] && ended=1
+        # Looked at first, so it vouches for the sizes.
+        ended=''
+        find_record && ended=$record
         if is_replaced; then
             printf 't\n'
             exit 0
@@ -1327,11 +1375,10 @@ follow_quietly() {
             send_waiting
         fi
         if [ -n "$ended" ]; then
-            [ -n "$exit_record" ] || read_record || measure_spool
             # Of what is said while a worker leaves and another comes, only the helper knows when it
             # has been heard. Where there was one worker only, it has heard all.
             [ "$state" = new ] || tell_what_was_said
-            set_record "$exit_record"
+            set_record "$ended"
             printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu" || exit 74
             return
         fi
@@ -1343,16 +1390,6 @@ follow_quietly() {
         choose_tick
         [ "$sent" -ge "$piece" ] || pause
     done
-}
-
-# Sets exit_record, where the file is whole; written before the link, it is as true as that.
-read_record() {
-    { read -r exit_record <record; } 2>/dev/null || return
-    case $exit_record in
-    *[!a-z0-9._]* | *.*.*.*.*) return 1 ;;
-    [0-9]*.[a-z]*.[0-9]*.[0-9]*) ;;
-    *) return 1 ;;
-    esac
 }
 
 # Sets fresh: calls that wait and that this attachment has not told yet. Forks nothing.
@@ -1445,14 +1482,27 @@ choose_tick() {
 }
 whole_seconds=''
 
+# Most runs are over before there is a need to sleep, which takes a program. The supervisor says so, or its clock
+# that this one is not; URG ends no read in some shells, and in none one that is just to begin.
+await_word() {
+    trap : URG
+    find_record || look_for_calls || IFS= read -r rest <&9
+    trap '' URG
+}
+
 # Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit, or
 # in the calls.
 pause() {
+    if [ -n "$is_new" ]; then
+        is_new=''
+        await_word
+        return
+    fi
     # Without what a supervisor sees our end by.
     sleep "$tick" >/dev/null 8>&- 9<&- &
     sleeper=$!
     trap 'kill "$sleeper"' URG
-    if [ -h exit ] || look_for_calls; then
+    if find_record || look_for_calls; then
         kill "$sleeper"
     else
         wait "$sleeper"
@@ -1464,12 +1514,12 @@ pause() {
 
 signal_run() {
     cd "$run" 2>/dev/null || fail 66 "no run $id"
-    [ ! -h exit ] || exit 0
+    ! find_record || exit 0
     is_elsewhere && fail 66 "the run is on host $owner_host, not here"
     # A name for a file that exists is to be had where a new file is not.
     { printf '' >"stop.$1"; } 2>/dev/null || mv -f began "stop.$1" 2>/dev/null || fail 73 "no room in $root"
     read_claim
-    until [ -h exit ]; do
+    until find_record; do
         [ -h go ] || fail 66 "no run $id"
         if supervisor_lives; then
             kill -s CONT "$supervisor" 2>/dev/null
@@ -1525,24 +1575,27 @@ take_answer() {
     rm -f "$answer"
 }
 
+# Sets complaint where it cannot.
 forget_all() {
-    for id in "$@"; do check_id "$id" || fail 64 'bad argument'; done
+    complaint='bad argument'
+    for id in "$@"; do check_id "$id" || return 64; done
     refused='' gone=''
     for id in "$@"; do
         if ! find_run; then
-            is_forgotten || bury_unknown
+            is_forgotten || bury_unknown || return
         elif is_over; then
-            bury
+            bury || return
         else
             refused="$refused $id"
         fi
     done
     remove_gone
-    [ -z "$refused" ] || fail 66 "still running:$refused"
+    complaint="still running:$refused"
+    [ -z "$refused" ] || return 66
 }
 
 is_over() {
-    [ ! -h "$run/exit" ] || return 0
+    ! find_record "$run" || return 0
     read_claim
     is_lost || return 1
     (cd "$run" && declare_lost)
@@ -1551,7 +1604,10 @@ is_over() {
 # The tombstone first: a start that looks for one after its claim then cannot miss it.
 bury() {
     { [ -d "$root/forgotten" ] || mkdir "$root/forgotten"; } 2>/dev/null
-    { printf '' >"$root/forgotten/$id"; } 2>/dev/null || fail 73 "no room in $root"
+    { printf '' >"$root/forgotten/$id"; } 2>/dev/null || {
+        complaint="no room in $root"
+        return 73
+    }
     read_clock
     { printf '%s %s\n' "$boot" "$clock_s" >"$root/forgotten/$id"; } 2>/dev/null
     read_cgroup
@@ -1572,9 +1628,10 @@ bury_unknown() {
     for root in $roots; do
         is_ours "$root" || continue
         run=$root/runs/$id
-        (bury && remove_gone) 2>/dev/null && return
+        bury && remove_gone && return
     done
-    fail 73 'no directory can be written'
+    complaint='no directory can be written'
+    return 73
 }
 
 list_all() {
@@ -1587,7 +1644,7 @@ list_all() {
             cd "$run" 2>/dev/null || continue
             state=running
             read_claim
-            if [ -h exit ]; then
+            if find_record; then
                 state=ended
             elif is_lost; then
                 state=lost
@@ -1633,11 +1690,12 @@ sweep() {
 
 bury_old() {
     # Depth 2 only: below it are the scripts' own files.
-    for path in $(find . -path './*/*/*' -prune -o -path './*/exit' -type l -mtime +7 -print); do
+    for path in $(find . -path './*/*/*' -prune -o -path './*/exit.*' ! -name '*[!a-z0-9._]*' -type f \
+        -mtime +7 -print); do
         take_path && ! is_elsewhere && ! is_young_run && bury
     done
     for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
-        take_path && [ ! -h "$run/exit" ] && is_over
+        take_path && ! find_record "$run" && is_over
     done
     remove_gone
 }

@@ -22,7 +22,7 @@ MOST_AGE_SECONDS = 300.0
 
 
 class Spares:
-    """Each costs the server three waiting shells, and saves the run to wait for them.
+    """Each costs the server three or four waiting shells, and saves the run to wait for them.
 
     There are as many as there were runs at once, lately.
     """

@@ -130,7 +130,7 @@ cronium__wait() {
     # Nothing ever comes there, so that to read is to sleep, without a process for it.
     [ "${BASH_VERSINFO[0]}" -lt 4 ] || { exec 9<> <(:) && cronium__bell=9; } 2>/dev/null
     until [ -e "$cronium__file.ans" ]; do
-        if [ ! -e "$cronium__file.req" ] || [ -h "$cronium__folder/../exit" ]; then
+        if [ ! -e "$cronium__file.req" ] || compgen -G "$cronium__folder/../exit.*" >/dev/null; then
             cronium__fail 'the run has ended'
         fi
         cronium__pause=$((cronium__waited / 8))

@@ -111,11 +111,16 @@ def _wake_attacher(folder):
         os.kill(int(file.read().partition(".")[0]), signal.SIGURG)
 
 
+def _has_ended(folder):
+    with contextlib.suppress(OSError):
+        return any(name.startswith("exit.") for name in os.listdir(os.path.join(folder, os.pardir)))
+    return False
+
+
 def _wait(folder, path):
     waited = 0
     while not os.path.exists(path + ".ans"):
-        ended = os.path.lexists(os.path.join(folder, os.pardir, "exit"))
-        if ended or not os.path.exists(path + ".req"):
+        if _has_ended(folder) or not os.path.exists(path + ".req"):
             raise CroniumError("the run has ended")
         pause = min(max(waited * _SHARE, _SHORTEST_SECONDS), _LONGEST_SECONDS)
         time.sleep(pause)
