@@ -242,14 +242,19 @@ def test_what_cannot_be_ended_is_told_and_does_not_hold_up_the_end(open_path: Pa
 
 def test_a_script_that_becomes_another_users_is_waited_for(open_path: Path) -> None:
     become = " ".join((str(rootmaker(open_path)), *ROOT))
-    often = {"sleep 1 3>&-": "sleep 0.05 3>&-"}
 
     def check(server: Server) -> None:
-        call = server.run(new_id(), payload(f"exec {become} sh -c 'sleep 2; exit 7'".encode()))
+        run_id = new_id()
+        call = server.start(run_id, payload(f"exec {become} sh -c 'sleep 2; exit 7'".encode()))
+        supervisor = server.supervisor(run_id)
+        for _ in range(25):
+            os.kill(supervisor, signal.SIGURG)
+            time.sleep(0.05)
+        call.finish()
 
         assert call.end == (7, "exit")
 
-    in_every_shell(open_path, check, user=SOMEBODY, edits=often)
+    in_every_shell(open_path, check, user=SOMEBODY)
 
 
 def owner_of(pid: int) -> int:
@@ -268,6 +273,18 @@ def test_the_time_limit_ends_a_script_with_its_output_kept(tmp_path: Path) -> No
         assert 1000 <= int(call.heads[-1].split()[3]) < 10_000
 
     in_every_shell(tmp_path, check)
+
+
+def test_the_supervisor_is_not_woken_without_need(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        assert server.run(new_id(), payload(b"echo on; sleep 1; exit 7")).end == (7, "exit")
+        assert not (server.home / "woken").exists()
+
+        assert server.run(new_id(), payload(b"exec sleep 25"), limit_seconds=1).end[1] == "timeout"
+        assert (server.home / "woken").exists()
+
+    noticed = {"was_interrupted() {": 'was_interrupted() {\n[ -z "$woken" ] || : >"$HOME/woken"'}
+    in_every_shell(tmp_path, check, edits={"sleep 1 3>&-": "sleep 0.05 3>&-", **noticed})
 
 
 def test_the_time_limit_holds_with_nobody_attached(dash: Server) -> None:

@@ -274,26 +274,25 @@ start_clock() {
         clock=$!
         exec 9<&-
     }
-    echo "$run $in $script_pid $script_started" >&8
+    echo "$run $in $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
 clock=''
 
-# For each run: wakes who started it once, by a line among the verdicts, and us again and again. Then its payload
-# is removed, where that has not been done with all of the run.
+# For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended. Then
+# its payload is removed, where that has not been done with all of the run.
 tick() {
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
-    while read -r run in script_pid script_started; do
+    while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
         cd "$run" 2>/dev/null || continue
+        last_s=''
         is_at_end || {
             sleep 0.1 3>&-
             is_at_end || echo tick >&3
-            # Between two seconds, where sleep can, as that is when scripts that sleep go on.
-            is_at_end || sleep 0.3 3>&-
         }
         until is_at_end; do
             # One that is killed is no reason to leave off.
             sleep 1 3>&- || [ $? -gt 128 ] || exit
-            is_at_end || kill -URG $$ || exit
+            is_at_end || ! is_to_be_woken || kill -URG $$ || exit
         done
         [ ! -d "$in" ] || rm -rf "$in"
         cd /
@@ -303,6 +302,15 @@ tick() {
 # Not by the record alone, which a script could have made up, nor by a directory that was deleted.
 is_at_end() {
     ! is_process "$script_pid" "$script_started" && { find_record || [ ! -h go ]; }
+}
+
+# Not without need, as bash may lose the status of a script that ends at that very moment. Where there is no
+# uptime, our clock is right only as long as we look once a second.
+is_to_be_woken() {
+    read_clock
+    reason='exit'
+    find_reason
+    [ -z "$uptime" ] || [ "$reason" != exit ]
 }
 
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
@@ -475,11 +483,15 @@ is_of_our_signals() {
     case $((code % 128)) in 1 | 15 | 16 | 21 | 23) ;; *) return 1 ;; esac
 }
 
-# Sets code and reason where the run is to be ended.
 look_around() {
     woken=''
     read_clock
     [ "$jumped_s" -eq "$written_s" ] || write_began
+    find_reason
+}
+
+# Sets code and reason where the run is to be ended.
+find_reason() {
     if [ ! -h go ]; then
         code=125 reason=lost
     elif [ -e stop.cancel ]; then
