@@ -17,7 +17,8 @@ GIVEN = {"text": "línea\n\"two\" 日本 \\n $x 'y'", "list": [1, 2.5, None, Tru
 
 BASH = r"""
 set -eu -o pipefail -o noclobber
-shopt -s nullglob failglob
+shopt -s nullglob failglob expand_aliases
+alias read=false until=false
 IFS=,:x
 readonly name=x file=x status=x call=x text=x answer=x request=x LC_ALL=C.UTF-8
 trap 'echo debug >&2' ERR

@@ -175,7 +175,7 @@ def test_a_call_is_told_on_a_full_disk_and_answered_once_there_is_room(server: S
 
 
 def test_helpers_are_unpacked_whole_or_the_run_is_refused(server: Server) -> None:
-    helper = server.helpers / "cronium.bash"
+    helper = server.helpers / "python" / "cronium.py"
     size = helper.stat().st_size
     helper.unlink()
     filler = fill(server)

@@ -7,6 +7,7 @@ from importlib.resources import files
 # What the runner unpacks beside itself; it has the same list.
 HELPERS = (
     "cronium.bash",
+    "asking.bash",
     "python/cronium.py",
     "python/sitecustomize.py",
     "node_modules/cronium/index.js",

@@ -17,7 +17,7 @@ piece=1048576
 call_limit=1047552
 # Told and not yet answered. The worker does 8 at once, and each look goes through all of them.
 most_calls=100
-helper_files='cronium.bash python/cronium.py python/sitecustomize.py node_modules/cronium/index.js'
+helper_files='cronium.bash asking.bash python/cronium.py python/sitecustomize.py node_modules/cronium/index.js'
 newline='
 '
 # Runs that one call serves: a shell may remember every child that it had.
