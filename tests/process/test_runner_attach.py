@@ -382,6 +382,25 @@ def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     ]
 
 
+def test_an_end_that_a_former_runner_recorded_is_one(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.run(run_id, payload(b"sleep 25 >/dev/null 2>&1 & echo $!; exit 3"))
+        (record,) = server.directory(run_id).glob("exit.*")
+        record.unlink()
+        (server.directory(run_id) / "exit").symlink_to("3.exit.10.5")
+
+        listed = server.ask("list")[1].heads
+        assert [line.split()[1] for line in listed if line.startswith(run_id)] == ["ended"]
+        assert server.ask("attach", run_id, "0", "0")[1].end == (3, "exit")
+        assert server.ask("forget", run_id)[0] == 0
+        # For lost it would have been taken with all that it left.
+        assert is_alive(int(call.out))
+        os.kill(int(call.out), signal.SIGKILL)
+
+    in_every_shell(tmp_path, check)
+
+
 def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         week_old, rebooted, fresh, going, foreign, last, other = (new_id() for _ in range(7))

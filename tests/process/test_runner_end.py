@@ -16,6 +16,7 @@ from tests.process.runner_rig import (
     in_every_shell,
     is_alive,
     kill_if_alive,
+    line_message,
     new_id,
     payload,
     serving,
@@ -240,6 +241,47 @@ def test_what_cannot_be_ended_is_told_and_does_not_hold_up_the_end(open_path: Pa
     assert call.err == told
 
 
+def test_a_run_after_one_that_nobody_could_end_has_a_clock_of_its_own(open_path: Path) -> None:
+    become = " ".join((str(rootmaker(open_path)), *ROOT))
+    hasty = {"max_looks=200": "max_looks=4"}
+    with serving(open_path / "server", "dash", user=SOMEBODY, grace_ms=300, edits=hasty) as server:
+        call = server.call("spare")
+        first = new_id()
+        call.send(line_message(first, payload(f"echo $$; exec {become} sleep 25".encode())))
+        call.read_until(lambda call: call.out != b"")
+        pid = int(call.out)
+        wait_until(lambda: owner_of(pid) == 0, "it is root's")
+        assert server.ask("signal", first, "cancel")[0] == 0
+        call.follow()
+        assert call.end == (130, "cancel")
+
+        second = new_id()
+        gate = b"until [ -e $HOME/gate ]; do sleep 0.05; done"
+        call.send(line_message(second, payload(b"echo on; " + gate)))
+        call.read_until(lambda call: call.out.endswith(b"on\n"))
+        (server.home / "gate").touch()
+        call.follow()
+
+        wait_until(
+            lambda: not list(server.root.glob("runs/*/in.*")), "payloads of both are removed"
+        )
+        kill_if_alive(pid)
+
+
+def test_a_run_whose_directory_cannot_be_read_has_an_end(open_path: Path) -> None:
+    def check(server: Server) -> None:
+        for mode in (b"300", b"100"):
+            run_id = new_id()
+            script = b"chmod " + mode + b" $CRONIUM_CALLS/..; echo hi; exit 3"
+            call = server.run(run_id, payload(script))
+
+            assert (call.out, call.end) == (b"hi\n", (3, "exit"))
+            assert server.ask("forget", run_id)[0] == 0
+            assert not server.directory(run_id).exists()
+
+    in_every_shell(open_path, check, user=SOMEBODY)
+
+
 def test_a_script_that_becomes_another_users_is_waited_for(open_path: Path) -> None:
     become = " ".join((str(rootmaker(open_path)), *ROOT))
 
@@ -284,7 +326,7 @@ def test_the_supervisor_is_not_woken_without_need(tmp_path: Path) -> None:
         assert (server.home / "woken").exists()
 
     noticed = {"was_interrupted() {": 'was_interrupted() {\n[ -z "$woken" ] || : >"$HOME/woken"'}
-    in_every_shell(tmp_path, check, edits={"sleep 1 3>&-": "sleep 0.05 3>&-", **noticed})
+    in_every_shell(tmp_path, check, edits={"rest 1\n": "rest 0.05\n", **noticed})
 
 
 def test_the_time_limit_holds_with_nobody_attached(dash: Server) -> None:

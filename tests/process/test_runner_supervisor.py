@@ -13,6 +13,7 @@ from tests.process.runner_rig import (
     Call,
     Server,
     carriers,
+    in_every_shell,
     is_alive,
     line_message,
     new_id,
@@ -53,8 +54,8 @@ def ready(server: Server) -> tuple[int, int]:
         time.sleep(0.05)  # a program that it starts looks like it for a moment
         if sorted(server.supervisors()) != found:
             return None
-        parents = [pid for pid in found if parent(pid) not in found]
-        waiting = [pid for pid in found if pid not in parents and pid not in clocks(server)]
+        parents, children = family(found)
+        waiting = [pid for pid in children if pid not in clocks(server)]
         return (parents[0], waiting[0]) if len(parents) == len(waiting) == 1 else None
 
     pair = wait_until(look, "a process is ready")
@@ -62,14 +63,25 @@ def ready(server: Server) -> tuple[int, int]:
     return pair
 
 
+def family(found: list[int]) -> tuple[list[int], list[int]]:
+    """The supervisors, and their children without what those just start."""
+    above = {pid: parent(pid) for pid in found}
+    tops = [pid for pid in found if above[pid] not in found]
+    return tops, [pid for pid in found if above[pid] in tops]
+
+
 def clocks(server: Server) -> list[int]:
     """What ticks; of all that waits, only what becomes a script has the end of its pipe."""
-    found = server.supervisors()
-    return [pid for pid in found if parent(pid) in found and not Path(f"/proc/{pid}/fd/5").exists()]
+    _, children = family(server.supervisors())
+    return [pid for pid in children if not Path(f"/proc/{pid}/fd/5").exists()]
 
 
 def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    """0 for what is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def kill(pid: int) -> None:
@@ -372,3 +384,65 @@ def test_a_script_cannot_stop_its_clock(server: Server, deceit: bytes) -> None:
     # In less time than it would take by itself.
     wait_until(lambda: not is_alive(sleeper), "it is ended")
     assert carriers(run_id) == []
+
+
+def test_without_a_clock_nothing_is_started(tmp_path: Path) -> None:
+    with serving(tmp_path, "dash", edits={"open_pipe 8 9": "false"}) as server:
+        call = server.call("spare")
+        call.send(line_message(new_id(), payload(b"touch $HOME/started")))
+
+        assert call.finish() == 73
+        assert not (server.home / "started").exists()
+
+
+def test_the_clock_of_one_that_is_gone_goes_too(server: Server) -> None:
+    call = server.call("spare")
+    call.send(line_message(new_id(), payload(b"echo $PPID; sleep 1.5"), limit_seconds=0))
+    call.read_until(lambda call: call.out.endswith(b"\n"))
+    assert wait_until(lambda: clocks(server), "it ticks")
+    kill(int(call.out))
+    call.kill()
+
+    wait_until(lambda: server.supervisors() == [], "nothing ticks")
+
+
+def test_without_its_clock_a_run_is_heard_of(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call = server.call("spare")
+        gate = b"until [ -e $HOME/gate ]; do sleep 0.05; done; echo off"
+        call.send(line_message(new_id(), payload(b"sleep 0.3; echo on; " + gate)))
+        call.read_until(lambda call: call.out == b"on\n")
+        (server.home / "gate").touch()
+        assert call.follow().endswith(b"off\n")
+
+    # As where there can be no more processes.
+    in_every_shell(tmp_path, check, edits={"            rest 0.1\n": "            exit 1\n"})
+
+
+def test_what_a_clock_owed_when_it_ended_is_removed(server: Server) -> None:
+    call = server.call("spare")
+    first, second, third = new_id(), new_id(), new_id()
+    run(call, first, b"true")
+    (clock,) = wait_until(lambda: clocks(server), "it ticks")
+    wait_until(lambda: no_payload(server, first), "it has nothing to do")
+    os.kill(clock, signal.SIGSTOP)
+    for run_id in (second, third):
+        run(call, run_id, b"true")
+    assert not no_payload(server, second)
+    kill(clock)
+
+    assert call.finish() == 0
+
+    wait_until(lambda: no_payload(server, second) and no_payload(server, third), "all are gone")
+
+
+@pytest.mark.alone
+def test_what_comes_next_does_not_wait_for_the_clock_to_go_on(server: Server) -> None:
+    call = server.call("spare")
+    run(call, new_id(), b"sleep 0.2")
+    began = time.monotonic()
+    call.send(line_message(new_id(), payload(b"echo on; sleep 2")))
+    call.read_until(lambda call: call.out.endswith(b"on\n"))
+
+    assert time.monotonic() - began < 0.7
+    call.follow()

@@ -65,17 +65,32 @@ is_process() {
     identify "$1" && [ "$started" = "$2" ]
 }
 
+# Sets target.
+read_link() {
+    target=$(ls -ld "$1" 2>/dev/null)
+    case $target in *' -> '*) target=${target##* -> } ;; *) target='' ;; esac
+}
+
 # Sets record to how the run in directory $1, or here, has ended. Forks nothing.
 find_record() {
     for entry in "${1:-.}"/exit.*; do
         record=${entry##*/exit.}
-        case $record in
-        *[!a-z0-9._]* | *.*.*.*.*) ;;
-        [0-9]*.[a-z]*.[0-9]*.[0-9]*) return ;;
-        esac
+        ! is_record || return 0
     done
     record=''
-    return 1
+    # As former artifacts made it.
+    [ -h "${1:-.}/exit" ] || return
+    read_link "${1:-.}/exit"
+    record=$target
+    is_record
+}
+
+is_record() {
+    case $record in
+    *[!a-z0-9._]* | *.*.*.*.*) return 1 ;;
+    [0-9]*.[a-z]*.[0-9]*.[0-9]*) ;;
+    *) return 1 ;;
+    esac
 }
 
 # Sets clock_s and clock_ms (0 to 999). Uptime, because the time of day may jump.
@@ -179,6 +194,8 @@ supervise() {
             break
         }
         is_ready || prepare_script || break
+        # Without one nothing would hold its limits.
+        prepare_clock || break
         # Between two runs they may end us; now they end a wait, and no more.
         trap 'woken=1' HUP TERM URG
         serve_run
@@ -188,6 +205,7 @@ supervise() {
         [ "$starts" -eq 1 ] || is_ahead=1
         [ -z "$is_ahead" ] || is_ready || prepare_script
     done
+    has_clock || drop_owed
     exec 7>&- 8>&- </dev/null
     [ -z "$script_pid" ] || wait "$script_pid"
     # With those of one before us that was killed.
@@ -266,42 +284,91 @@ serve_run() {
     finish
 }
 
-# One for all runs, as each of them would take a process, and a program for it to sleep by.
+# One clock for all runs, as each of them would take a process, and a program for it to sleep by.
+prepare_clock() {
+    has_clock && return
+    clock=''
+    drop_owed
+    open_pipe 8 9
+}
+
 start_clock() {
-    [ -n "$clock" ] && kill -0 "$clock" 2>/dev/null || {
-        open_pipe 8 9 || return
+    [ -n "$clock" ] || {
         tick &
         clock=$!
+        identify "$clock"
+        clock_started=$started
         exec 9<&-
     }
     echo "$run $in $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
-clock=''
+
+has_clock() {
+    [ -n "$clock" ] && is_process "$clock" "$clock_started"
+}
+clock='' owed=''
 
 # For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended. Then
 # its payload is removed, where that has not been done with all of the run.
 tick() {
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
+    trap '' URG
+    # Nobody is to wait for our word who cannot have it, as where there can be no more processes.
+    trap 'echo tick >&3' EXIT
     while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
         cd "$run" 2>/dev/null || continue
         last_s=''
         is_at_end || {
-            sleep 0.1 3>&-
+            rest 0.1
             is_at_end || echo tick >&3
         }
         until is_at_end; do
-            # One that is killed is no reason to leave off.
-            sleep 1 3>&- || [ $? -gt 128 ] || exit
-            is_at_end || ! is_to_be_woken || kill -URG $$ || exit
+            rest 1
+            # Less than that is a reason to go on: it was ended.
+            [ "$rested" -eq 0 ] || [ "$rested" -gt 128 ] || exit
+            is_at_end || is_process $$ "$supervisor_started" || exit
+            is_at_end || ! is_to_be_woken || kill -URG $$
         done
         [ ! -d "$in" ] || rm -rf "$in"
         cd /
     done
 }
 
+# For $1 s at most: we are told of the end of what took longer than a moment.
+rest() {
+    sleep "$1" 3>&- &
+    sleeper=$!
+    trap 'kill "$sleeper"' URG
+    if is_at_end; then kill "$sleeper"; else wait "$sleeper"; fi
+    rested=$?
+    trap '' URG
+}
+
 # Not by the record alone, which a script could have made up, nor by a directory that was deleted.
 is_at_end() {
     ! is_process "$script_pid" "$script_started" && { find_record || [ ! -h go ]; }
+}
+
+# Has the clock go on to the next run. It may be gone, before or after it has removed what it should.
+leave_clock() {
+    once=$owed owed=''
+    for path in $once "$run/$in"; do
+        [ ! -d "$path" ] || owed="$owed $path"
+    done
+    if is_process "$script_pid" "$script_started"; then
+        # By whoever nobody could end it would be kept.
+        kill -s KILL "$clock"
+        wait "$clock"
+    elif [ "$elapsed" -ge 100 ]; then
+        kill -URG "$clock"
+    fi
+    has_clock || drop_owed
+}
+
+drop_owed() {
+    # shellcheck disable=SC2086  # paths, to be split
+    [ -z "$owed" ] || rm -rf $owed
+    owed=''
 }
 
 # Not without need, as bash may lose the status of a script that ends at that very moment. Where there is no
@@ -539,8 +606,7 @@ finish() {
     [ -z "$cgroup" ] || part_with_cgroup
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
-    # What the clock does, where it is gone.
-    kill -0 "$clock" 2>/dev/null || rm -rf "$in"
+    leave_clock
     script_pid=''
 }
 
@@ -563,11 +629,14 @@ sweep_daily() {
 # By a name alone, which is there as a whole or not at all, and needs no room: a file that was written, and then
 # renamed into place, was found empty on a full disk.
 record_exit() {
-    until { true >"exit.$1"; } 2>/dev/null || find_record || [ ! -h go ]; do
-        # There may be no files left either.
+    until find_record || { true >"exit.$1"; } 2>/dev/null || [ ! -h go ]; do
+        # There may be no files left either, or the script has changed what we may.
         rm -rf in.*
+        chmod u+rwx .
         sleep 1
     done
+    # It is looked for by reading the directory.
+    find_record || chmod u+rwx . 2>/dev/null
 }
 
 # Sets spent: the ms of user and system time of our children, as long as times can be read.
@@ -902,12 +971,6 @@ hand_over() {
         [ -f "$other/runner-$starter" ] && is_ours "$other" &&
             exec sh "$other/runner-$starter" "+$over" "$nonce" "$@"
     done
-}
-
-# Sets target.
-read_link() {
-    target=$(ls -ld "$1" 2>/dev/null)
-    case $target in *' -> '*) target=${target##* -> } ;; *) target='' ;; esac
 }
 
 read_claim() {
@@ -1591,7 +1654,8 @@ take_answer() {
 forget_all() {
     complaint='bad argument'
     for id in "$@"; do check_id "$id" || return 64; done
-    refused='' gone=''
+    # The wait for this is no jump of the clock.
+    refused='' gone='' last_s=''
     for id in "$@"; do
         if ! find_run; then
             is_forgotten || bury_unknown || return
@@ -1702,9 +1766,9 @@ sweep() {
 
 bury_old() {
     # Depth 2 only: below it are the scripts' own files.
-    for path in $(find . -path './*/*/*' -prune -o -path './*/exit.*' ! -name '*[!a-z0-9._]*' -type f \
+    for path in $(find . -path './*/*/*' -prune -o -path './*/exit*' ! -name '*[!a-z0-9._]*' ! -type d \
         -mtime +7 -print); do
-        take_path && ! is_elsewhere && ! is_young_run && bury
+        take_path && find_record "$run" && ! is_elsewhere && ! is_young_run && bury
     done
     for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
         take_path && ! find_record "$run" && is_over
