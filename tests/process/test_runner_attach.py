@@ -1,6 +1,7 @@
 """The runner: runs that outlive the call that started them."""
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import shutil
@@ -382,12 +383,20 @@ def test_a_run_is_served_by_the_artifact_that_started_it(dash: Server) -> None:
     ]
 
 
+def is_removed(cgroup: Path) -> bool:
+    with contextlib.suppress(OSError):
+        cgroup.rmdir()
+    return not cgroup.exists()
+
+
 def test_an_end_that_a_former_runner_recorded_is_one(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
         call = server.run(run_id, payload(b"sleep 25 >/dev/null 2>&1 & echo $!; exit 3"))
         (record,) = server.directory(run_id).glob("exit.*")
         record.unlink()
+        kept = server.directory(run_id) / "cgroup"
+        cgroup = kept.read_text().strip() if kept.exists() else ""
         (server.directory(run_id) / "exit").symlink_to("3.exit.10.5")
 
         listed = server.ask("list")[1].heads
@@ -397,6 +406,9 @@ def test_an_end_that_a_former_runner_recorded_is_one(tmp_path: Path) -> None:
         # For lost it would have been taken with all that it left.
         assert is_alive(int(call.out))
         os.kill(int(call.out), signal.SIGKILL)
+        if cgroup:
+            # What a run left running keeps it longer than the run.
+            wait_until(lambda: is_removed(Path(cgroup)), "its cgroup is empty")
 
     in_every_shell(tmp_path, check)
 

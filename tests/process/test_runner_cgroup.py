@@ -1,6 +1,7 @@
 """The runner: a cgroup of its own for each run, where one can be made."""
 
 import concurrent.futures
+import contextlib
 import os
 import re
 import signal
@@ -107,9 +108,13 @@ def children(cgroup: Path) -> list[str]:
 
 
 def members(cgroup: Path) -> list[int]:
-    """The processes below `cgroup`; in it are the runners."""
-    files = cgroup.glob("*/**/cgroup.procs")
-    return [int(pid) for file in files for pid in file.read_text().split()]
+    """The processes below `cgroup`; in it are the runners, who remove what is there meanwhile."""
+    found: list[int] = []
+    for folder, _, _ in os.walk(cgroup):
+        if folder != str(cgroup):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(folder, "cgroup.procs").read_text().split())
+    return found
 
 
 def escaped(server: Server, names: tuple[str, ...] = NAMES) -> list[int]:
