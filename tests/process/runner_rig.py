@@ -166,6 +166,11 @@ class Call:
         self.read_until(lambda call: call._ends() > ended)
         return self.out[printed:]
 
+    def run(self, run_id: str, script: bytes, environment: bytes = b"") -> bytes:
+        """What it prints, over this call."""
+        self.send(line_message(run_id, payload(script, environment=environment)))
+        return self.follow()
+
     def _ends(self) -> int:
         return sum(head.startswith("x ") for head in self.heads)
 

@@ -241,7 +241,7 @@ def test_what_cannot_be_ended_is_told_and_does_not_hold_up_the_end(open_path: Pa
     assert call.err == told
 
 
-def test_a_run_after_one_that_nobody_could_end_has_a_clock_of_its_own(open_path: Path) -> None:
+def test_a_run_after_one_that_nobody_could_end_has_a_ticker_of_its_own(open_path: Path) -> None:
     become = " ".join((str(rootmaker(open_path)), *ROOT))
     hasty = {"max_looks=200": "max_looks=4"}
     with serving(open_path / "server", "dash", user=SOMEBODY, grace_ms=300, edits=hasty) as server:

@@ -167,7 +167,7 @@ open_named_pipe() {
 # The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. What
 # can be done before it is asked for is: all that follows an order is on the way to the script's first
 # instruction. Its 0 has the orders, 3 takes the verdicts; 7 and 5 are the ends of the pipe to what becomes the
-# script, 8 and 9 of that to its clock.
+# script, 8 and 9 of that to its ticker.
 
 supervise() {
     nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
@@ -195,7 +195,7 @@ supervise() {
         }
         is_ready || prepare_script || break
         # Without one nothing would hold its limits.
-        prepare_clock || break
+        prepare_ticker || break
         # Between two runs they may end us; now they end a wait, and no more.
         trap 'woken=1' HUP TERM URG
         serve_run
@@ -205,7 +205,7 @@ supervise() {
         [ "$starts" -eq 1 ] || is_ahead=1
         [ -z "$is_ahead" ] || is_ready || prepare_script
     done
-    has_clock || drop_owed
+    has_ticker || drop_owed
     exec 7>&- 8>&- </dev/null
     [ -z "$script_pid" ] || wait "$script_pid"
     # With those of one before us that was killed.
@@ -279,34 +279,34 @@ serve_run() {
     }
     echo "$root $id $token $interpreter" >&7
     echo "new $$ $supervisor_started" >&3
-    start_clock
+    start_ticker
     watch
     finish
 }
 
-# One clock for all runs, as each of them would take a process, and a program for it to sleep by.
-prepare_clock() {
-    has_clock && return
-    clock=''
+# One ticker for all runs, as each of them would take a process, and a program for it to sleep by.
+prepare_ticker() {
+    has_ticker && return
+    ticker=''
     drop_owed
     open_pipe 8 9
 }
 
-start_clock() {
-    [ -n "$clock" ] || {
+start_ticker() {
+    [ -n "$ticker" ] || {
         tick &
-        clock=$!
-        identify "$clock"
-        clock_started=$started
+        ticker=$!
+        identify "$ticker"
+        ticker_started=$started
         exec 9<&-
     }
     echo "$run $in $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
 
-has_clock() {
-    [ -n "$clock" ] && is_process "$clock" "$clock_started"
+has_ticker() {
+    [ -n "$ticker" ] && is_process "$ticker" "$ticker_started"
 }
-clock='' owed=''
+ticker='' owed=''
 
 # For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended. Then
 # its payload is removed, where that has not been done with all of the run.
@@ -349,20 +349,20 @@ is_at_end() {
     ! is_process "$script_pid" "$script_started" && { find_record || [ ! -h go ]; }
 }
 
-# Has the clock go on to the next run. It may be gone, before or after it has removed what it should.
-leave_clock() {
+# Has the ticker go on to the next run. It may be gone, before or after it has removed what it should.
+leave_ticker() {
     once=$owed owed=''
     for path in $once "$run/$in"; do
         [ ! -d "$path" ] || owed="$owed $path"
     done
     if is_process "$script_pid" "$script_started"; then
         # By whoever nobody could end it would be kept.
-        kill -s KILL "$clock"
-        wait "$clock"
+        kill -s KILL "$ticker"
+        wait "$ticker"
     elif [ "$elapsed" -ge 100 ]; then
-        kill -URG "$clock"
+        kill -URG "$ticker"
     fi
-    has_clock || drop_owed
+    has_ticker || drop_owed
 }
 
 drop_owed() {
@@ -606,7 +606,7 @@ finish() {
     [ -z "$cgroup" ] || part_with_cgroup
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
-    leave_clock
+    leave_ticker
     script_pid=''
 }
 
@@ -1557,7 +1557,7 @@ choose_tick() {
 }
 whole_seconds=''
 
-# Most runs are over before there is a need to sleep, which takes a program. The supervisor says so, or its clock
+# Most runs are over before there is a need to sleep, which takes a program. The supervisor says so, or its ticker
 # that this one is not; URG ends no read in some shells, and in none one that is just to begin.
 await_word() {
     trap : URG
@@ -1565,8 +1565,8 @@ await_word() {
     trap '' URG
 }
 
-# Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in exit, or
-# in the calls.
+# Handling URG only around the wait loses no wake-up: whatever was signalled before is seen in the
+# record, or in the calls.
 pause() {
     if [ -n "$is_new" ]; then
         is_new=''
