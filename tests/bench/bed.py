@@ -166,5 +166,6 @@ def _words(result: str) -> str:
 def open_bed(folder: Path) -> Iterator[Bed]:
     """A queue that is ready; at the end no process of it is left."""
     with open_site(folder) as site:
+        site.forks = False
         site.start_queue(lease="600s")
         yield Bed(site)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import trio
 import trio_asyncio
 from structlog.testing import capture_logs
 
+from tests.forked import run_forked
 from tests.loopback.openssh import certify, make_key, public
 from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker
 from worker.clock import now_ms
@@ -59,15 +59,10 @@ def pins(rig: WorkerRig) -> tuple[Pin, ...]:
 
 async def command(
     rig: WorkerRig, folder: Path, *arguments: str
-) -> subprocess.CompletedProcess[bytes]:
+) -> subprocess.CompletedProcess[str]:
     """`cronium-worker hosts` beside the running worker, and with no more than its state."""
-    return await trio.run_process(
-        [sys.executable, "-m", "worker", "hosts", *arguments],
-        env={"CRONIUM_STATE_DIR": str(folder / "state")},
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
+    environ = {"CRONIUM_STATE_DIR": str(folder / "state")}
+    return await trio.to_thread.run_sync(run_forked, ["hosts", *arguments], environ)
 
 
 # Before anything is proved
@@ -201,7 +196,7 @@ async def test_a_changed_key_is_unreachable_until_it_is_forgotten_beside_the_run
         f"cronium-worker hosts trust {web.host}:{web.port}",
     ):
         assert part in error(refused, web.name)
-    assert (forgotten.returncode, forgotten.stdout.decode()) == (0, f"{web.host}:{web.port}\n")
+    assert (forgotten.returncode, forgotten.stdout) == (0, f"{web.host}:{web.port}\n")
     assert outcomes(accepted) == {web.name: ("success", 0), db.name: ("success", 0)}
 
 
@@ -217,7 +212,7 @@ async def test_the_way_out_that_the_error_names_is_one(sshd: Sshd, tmp_path: Pat
         accepted = await run(rig, name)
 
     assert done.returncode == 0
-    assert f"in the place of {fingerprint(stranger)}" in done.stderr.decode()
+    assert f"in the place of {fingerprint(stranger)}" in done.stderr
     assert outcome(accepted) == "success"
 
 
@@ -272,17 +267,14 @@ def test_a_worker_does_not_start_on_a_file_with_a_line_that_cannot_be_read(tmp_p
     file = tmp_path / "known_hosts"
     file.write_text("# fine\n@revoke * ssh-ed25519 AAAA\n")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "worker", "run"],
-        env={
+    done = run_forked(
+        ["run"],
+        {
             "CRONIUM_API_ENDPOINT": "http://127.0.0.1:9",
             "CRONIUM_API_TOKEN": "t0ken",
             "CRONIUM_STATE_DIR": str(tmp_path / "state"),
             "CRONIUM_SSH_KNOWN_HOSTS": str(file),
         },
-        capture_output=True,
-        text=True,
-        timeout=30,
     )
 
     assert done.returncode == 2

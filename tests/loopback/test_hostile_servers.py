@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import io
-import json
-import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -16,14 +13,13 @@ from typing import Any, cast
 
 import asyncssh
 import pytest
-import structlog
 import trio
 import trio_asyncio
 
+from tests.real_log import a_log, events
 from tests.worker_rig import WorkerRig, entry_of, outcomes, running_worker, until_idle
 from worker.demo.sshd import Sshd
 from worker.errors import ConnectError, ConnectionLostError, PassingConnectError, SshError
-from worker.logs import configure
 from worker.queue_server.model import JobReport
 from worker.remote.address import Address
 from worker.remote.channel import Channel
@@ -33,7 +29,7 @@ from worker.remote.host_keys import HostKeyCheck
 from worker.remote.runner import _read_answer
 from worker.remote.target import Credential, Target
 from worker.remote.windows import Headroom
-from worker.settings import HostKeyPolicy, LogFormat, LogLevel, LogSettings
+from worker.settings import HostKeyPolicy
 from worker.state.directory import SPOOLS
 
 MIB = 1024 * 1024
@@ -189,35 +185,6 @@ async def shouting(says: Iterable[bytes]) -> AsyncIterator[int]:
 
 
 # The worker among them
-
-
-@contextmanager
-def a_log() -> Iterator[io.BytesIO]:
-    """What the worker logs meanwhile, as JSON."""
-    root, stream = logging.getLogger(), io.BytesIO()
-    handlers, level = root.handlers[:], root.level
-    writer = configure(
-        LogSettings(LogLevel.DEBUG, LogFormat.JSON, output=True), worker_id="w-1", stream=stream
-    )
-    structlog.configure(cache_logger_on_first_use=False)  # other tests have logs of their own
-    try:
-        yield stream
-        writer.close()
-    finally:
-        structlog.contextvars.clear_contextvars()
-        structlog.reset_defaults()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
-def events(log: io.BytesIO) -> list[dict[str, Any]]:
-    """Its events, each one line and one JSON object."""
-    *lines, rest = log.getvalue().split(b"\n")
-    assert rest == b""
-    assert all(byte >= 0x20 for line in lines for byte in line)
-    found = [json.loads(line) for line in lines]
-    assert all(list(event)[:3] == ["timestamp", "level", "event"] for event in found)
-    return found
 
 
 @asynccontextmanager

@@ -117,6 +117,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
     """
     site.start_queue()
     name = site.add(sshd.server)
+    site.forks = False
     first = site.start_worker(LOGGING_LEVEL="debug")
     job_id = site.submit(
         script,

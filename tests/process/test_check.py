@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run_forked
 from tests.process.worker_process import Site, open_site
 from worker.checkup import Verdict, clock
 from worker.demo.sshd import Sshd
@@ -25,13 +25,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def check(site: Site, *arguments: str, **environ: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """The exit code, and by subject the verdict and what was told."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker", "check", "--json", *arguments],
-        env=site.environment("state", environ),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_forked(["check", "--json", *arguments], site.environment("state", environ))
     assert not done.stderr
     assert done.returncode in (0, 1)
     rows = json.loads(done.stdout)

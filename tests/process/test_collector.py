@@ -5,8 +5,11 @@ import sys
 
 PROGRAM = """
 import gc
+import click
+from worker.cli import main
 from worker.cli.run import spare_the_collector
 
+main.get_command(click.Context(main), "run")
 spare_the_collector()
 looks = []
 gc.callbacks.append(lambda phase, info: looks.append(info["generation"]))

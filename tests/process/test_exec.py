@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.worker_process import wait_for
+from tests.forked import run_forked
+from tests.process.worker_process import COMMAND, wait_for
 from worker.demo.sshd import LocalServer, Sshd
 
 Fleet = Callable[[int], tuple[LocalServer, ...]]
@@ -27,30 +27,24 @@ class Caller:
 
     folder: Path
 
-    def command(self, script: str, *arguments: str) -> list[str]:
+    def arguments(self, script: str, *arguments: str) -> list[str]:
         file = self.folder / "script.sh"
         file.write_text(script)
         directory = self.folder / "exec"
         own = ["--directory", str(directory), "--key", str(self.folder / "key")]
-        return [sys.executable, "-m", "worker", "exec", *own, *arguments, str(file)]
+        return ["exec", *own, *arguments, str(file)]
 
     def environ(self) -> dict[str, str]:
         environ = {name: value for name, value in os.environ.items() if "CRONIUM" not in name}
         return {**environ, "HOME": str(self.folder)}
 
     def __call__(self, script: str, *arguments: str) -> Done:
-        return subprocess.run(
-            self.command(script, *arguments),
-            env=self.environ(),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SECONDS,
-        )
+        return run_forked(self.arguments(script, *arguments), self.environ(), LIMIT_SECONDS)
 
     @contextmanager
     def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            self.command(script, *arguments),
+            [*COMMAND, *self.arguments(script, *arguments)],
             env=self.environ(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -198,7 +192,8 @@ def test_a_reader_that_goes_ends_the_runs(call: Caller, sshd: Sshd, tmp_path: Pa
 
 
 def test_a_terminal_shows_how_far_it_is_and_is_not_moved_about(call: Caller, sshd: Sshd) -> None:
-    command = call.command("printf 'a\\033[2Jb\\n'; sleep 0.3", "-s", call.key(sshd.server))
+    arguments = call.arguments("printf 'a\\033[2Jb\\n'; sleep 0.3", "-s", call.key(sshd.server))
+    command = [*COMMAND, *arguments]
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, env=call.environ(), stdout=theirs, stderr=theirs) as process:
         os.close(theirs)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_forked
 from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.demo.sshd import Sshd
 
@@ -31,9 +32,7 @@ def test_all_faults_of_the_configuration_are_told_at_once_and_it_exits_2(tmp_pat
         "CRONIUM_ENCRYPTION_KEY": "not-a-key",
     }
 
-    done = subprocess.run(
-        [sys.executable, "-m", "worker", "run"], env=environ, capture_output=True, text=True
-    )
+    done = run_forked(["run"], environ)
 
     assert done.returncode == 2
     assert done.stdout == ""
@@ -53,12 +52,7 @@ def test_a_second_worker_on_a_state_directory_exits_75_and_names_the_first(site:
     first = site.start_worker()
     first.wait_for_event("worker_started")
 
-    second = subprocess.run(
-        [sys.executable, "-m", "worker", "run"],
-        env=site.environment("state", {}),
-        capture_output=True,
-        text=True,
-    )
+    second = run_forked(["run"], site.environment("state", {}))
 
     assert second.returncode == 75
     assert f"pid {first.pid}" in second.stderr
@@ -112,6 +106,7 @@ def test_it_has_no_more_connections_than_it_may_have_files_for(site: Site) -> No
 
 def test_sigterm_lets_a_running_job_finish(site: Site, sshd: Sshd, tmp_path: Path) -> None:
     mark = tmp_path / "started"
+    site.forks = False
     site.start_queue()
     name = site.add(sshd.server)
     worker = site.start_worker()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.forked import Forked, run_forked
 from tests.ports import reserved_port
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer
@@ -20,6 +21,7 @@ from worker.queue_server.store import Store
 
 TOKEN = "t0ken-of-the-api-6b1f"  # noqa: S105  opens nothing
 DEADLINE_SECONDS = 60.0
+COMMAND = (sys.executable, "-m", "worker")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -31,7 +33,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 @dataclass(slots=True)
 class WorkerProcess:
-    process: subprocess.Popen[bytes]
+    process: Forked | subprocess.Popen[bytes]
     log_file: Path
 
     @property
@@ -54,14 +56,18 @@ class WorkerProcess:
 
 @dataclass(slots=True)
 class Site:
-    """A folder with a queue and the workers that a test starts, all with these variables."""
+    """A folder with a queue and the workers that a test starts, all with these variables.
+
+    With `forks` off, workers are what an operator starts, to the last page of memory.
+    """
 
     folder: Path
     port: int
     environ: Mapping[str, str] = field(default_factory=dict)
-    _queue: subprocess.Popen[bytes] | None = None
+    forks: bool = True
+    _queue: Forked | None = None
     _count: int = 0
-    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _processes: list[Forked | subprocess.Popen[bytes]] = field(default_factory=list)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,16 +76,20 @@ class Site:
 
     def start_queue(self, *, lease: str = "60s") -> None:
         command = ["queue", "serve", "--db", str(self.folder / "queue.db"), "--lease", lease]
-        with (self.folder / "queue.err").open("ab") as err:
-            self._queue = subprocess.Popen(
-                [sys.executable, "-m", "worker", *command, "--port", str(self.port)],
-                env={**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
-                stdout=subprocess.PIPE,
+        reading, writing = os.pipe()
+        with (
+            (self.folder / "queue.err").open("ab") as err,
+            os.fdopen(writing, "wb") as out,
+        ):
+            self._queue = Forked(
+                [*command, "--port", str(self.port)],
+                {**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
+                stdout=out,
                 stderr=err,
             )
         self._processes.append(self._queue)
-        assert self._queue.stdout is not None
-        self._queue.stdout.readline()  # that it is ready
+        with os.fdopen(reading, "rb") as said:
+            said.readline()  # that it is ready
 
     def stop_queue(self) -> None:
         assert self._queue is not None
@@ -88,26 +98,21 @@ class Site:
 
     def start_worker(self, state: str = "state", **environ: str) -> WorkerProcess:
         """A worker that logs to a file; `environ` without the `CRONIUM_` of the names."""
+        whole = self.environment(state, environ)
         self._count += 1
         log_file = self.folder / f"worker-{self._count}.log"
         with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
-                env=self.environment(state, environ),
-                stdout=log,
+            process = (
+                Forked(["run"], whole, stdout=log)
+                if self.forks
+                else subprocess.Popen([*COMMAND, "run"], env=whole, stdout=log)
             )
         self._processes.append(process)
         return WorkerProcess(process, log_file)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`cronium-worker` with these arguments and a worker's settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "worker", *arguments],
-            env=self.environment("state", {}),
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECONDS,
-        )
+        return run_forked(arguments, self.environment("state", {}), DEADLINE_SECONDS)
 
     def environment(self, state: str, environ: Mapping[str, str]) -> dict[str, str]:
         return {
@@ -147,8 +152,6 @@ class Site:
             if process.poll() is None:
                 process.kill()
             process.wait(DEADLINE_SECONDS)
-            if process.stdout is not None:
-                process.stdout.close()
         self.store.close()
 
 

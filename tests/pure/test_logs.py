@@ -12,6 +12,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.real_log import configuration_restored
 from worker.log_forms import MAX_LINE_BYTES, printable
 from worker.logs import configure
 from worker.settings import LogFormat, LogLevel, LogSettings
@@ -35,13 +36,8 @@ class Terminal(io.BytesIO):
 
 @pytest.fixture(autouse=True)
 def configuration_of_its_own() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with configuration_restored():
+        yield
 
 
 def written(

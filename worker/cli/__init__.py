@@ -1,6 +1,8 @@
 """The command `cronium-worker`: one module per subcommand, imported when it is called."""
 
+import gc
 import importlib
+from types import ModuleType
 
 import click
 
@@ -35,10 +37,20 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        command = getattr(_imported(COMMANDS[cmd_name]), cmd_name)
         if not isinstance(command, click.Command):
             raise TypeError(cmd_name)
         return command
+
+
+def _imported(module: str) -> ModuleType:
+    """With all that it imports, none of which is garbage, then or later."""
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
