@@ -1,6 +1,7 @@
 """The embedded queue, served in this process over real HTTP."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from worker.queue_server.model import Priority, Script, ScriptType, Server
 from worker.queue_server.serve import ServeSettings, Tls, serve
 from worker.queue_server.store import Store
 from worker.secret import Secret
+
+# Trusts nobody: to read who is trusted takes 30 ms of a processor.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 TOKEN = "t0ken"  # noqa: S105  opens nothing
 
@@ -33,7 +37,7 @@ class QueueRig:
             base_url=self.address + "/api/internal",
             headers={"Authorization": f"Bearer {TOKEN}", "X-Orchestrator-ID": worker_id},
             timeout=20,
-            **options,
+            **{"verify": NO_TLS, **options},
         )
 
     def submit(

@@ -2,6 +2,7 @@
 
 import sqlite3
 import ssl
+import subprocess
 import time
 from collections import Counter
 from contextlib import closing
@@ -14,8 +15,10 @@ import trio
 from starlette.types import Message
 
 from tests.queue_rig import TOKEN, claim, running_queue
+from worker.api.client import QUEUE_API
+from worker.api.transport import open_http, send
 from worker.clock import now_ms
-from worker.errors import StateError
+from worker.errors import QueueUnavailableError, StateError
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.keys import kept_secret, open_keyring
@@ -494,18 +497,43 @@ async def test_a_job_of_two_servers_lists_both(tmp_path: Path) -> None:
             assert job["metadata"]["serverCount"] == 2
 
 
-async def test_it_serves_over_tls(tmp_path: Path) -> None:
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    await trio.run_process(
+    subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
          "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
          "-keyout", key, "-out", certificate],
-        capture_stderr=True,
+        capture_output=True,
+        check=True,
     )  # fmt: skip
-    trusting = ssl.create_default_context(cafile=certificate)
+    return Tls(certificate, key)
+
+
+async def test_a_worker_trusts_whom_certifi_does(
+    tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def status(address: str) -> int:
+        async with open_http(address) as http:
+            path = "api/internal/jobs/queue"
+            answer = await send(http, QUEUE_API, "GET", path, None, headers={}, seconds=10)
+            return answer.status_code
+
+    refusal = "the queue API cannot be reached: .*certificate verify failed: self-signed"
+    with trio.fail_after(25):
+        async with running_queue(tmp_path, tls=tls) as queue:
+            with pytest.raises(QueueUnavailableError, match=refusal):
+                await status(queue.address)
+
+            monkeypatch.setattr("certifi.where", lambda: str(tls.certificate))
+            assert await status(queue.address) == 401
+
+
+async def test_it_serves_over_tls(tls: Tls, tmp_path: Path) -> None:
+    trusting = ssl.create_default_context(cafile=tls.certificate)
     with trio.fail_after(25):
         async with (
-            running_queue(tmp_path, tls=Tls(certificate, key)) as queue,
+            running_queue(tmp_path, tls=tls) as queue,
             queue.client(verify=trusting) as client,
         ):
             answer = await client.get("/orchestrator/health")

@@ -1,5 +1,6 @@
 """One call to an API of the app; the one place where httpx's errors are translated."""
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -147,8 +148,15 @@ async def open_http(
     base_url: str, heard: Callable[[ApiCall], None] | None = None
 ) -> AsyncIterator[Http]:
     # An app that a proxy variable names by accident is a job's output gone astray.
-    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+    async with httpx.AsyncHTTPTransport(verify=_tls(base_url), trust_env=False) as transport:
         yield Http(base_url, transport, heard)
+
+
+def _tls(base_url: str) -> ssl.SSLContext:
+    """Where there is no TLS one that trusts nobody: to read who is trusted takes 30 ms."""
+    if httpx.URL(base_url).scheme == "https":
+        return httpx.create_ssl_context(trust_env=False)
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 async def send(
@@ -168,10 +176,20 @@ async def send(
     except httpx.TimeoutException as error:
         raise api.unavailable(f"{api.name} gave no answer within {seconds:g} s", None) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        message = f"{api.name} cannot be reached: {str(error) or type(error).__name__}"
+        message = f"{api.name} cannot be reached: {_reason(error)}"
         raise api.unavailable(message, None) from error
     except httpx.HTTPError as error:  # undecodable content, too many redirects
         raise ProtocolError(f"{api.name}'s answer: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What it says, or what led to it: trio's own errors say nothing of a certificate."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if said := str(cause):
+            return said
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 def check(api: Api, response: httpx.Response) -> httpx.Response:
