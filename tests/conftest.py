@@ -1,6 +1,7 @@
 """Servers and accounts to log into, and what runs beside what."""
 
 import fcntl
+import gc
 import os
 import secrets
 import signal
@@ -23,6 +24,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What must run alone comes last, when the workers have nothing else left to do."""
     items.sort(key=_is_alone)
+
+
+def pytest_collection_finish() -> None:
+    """All that was collected stays: Python is not to go through it for garbage."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,7 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from tests.process.runner_rig import Server, is_alive, wait_until
+from tests.process.runner_rig import Server, wait_until
+from worker.demo.processes import is_alive
 
 
 def ready(server: Server) -> tuple[int, int]:
@@ -36,6 +37,19 @@ def tickers(server: Server) -> list[int]:
     """What ticks; of all that waits, only what becomes a script has the end of its pipe."""
     _, children = family(server.supervisors())
     return [pid for pid in children if not Path(f"/proc/{pid}/fd/5").exists()]
+
+
+def ticker(server: Server) -> int:
+    """The one that stays: a program that is just started looks like it for a moment."""
+
+    def look() -> int | None:
+        found = tickers(server)
+        time.sleep(0.05)
+        return found[0] if len(found) == 1 and tickers(server) == found else None
+
+    pid = wait_until(look, "it ticks")
+    assert pid is not None
+    return pid
 
 
 def parent(pid: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from tests.process.surroundings import Surroundings
+from worker.demo.processes import all_pids, is_alive, read_of
 from worker.remote.artifact import HELPERS, load_artifact
 from worker.remote.payload import LAST_LINE
 
@@ -362,7 +363,8 @@ class Server:
         for ender in enders:
             ender.finish()
         # They write until their end, where whoever made the place will delete it.
-        wait_until(lambda: not self.supervisors(), "all supervisors are gone")
+        while found := self.supervisors():
+            wait_until(lambda: not any(map(is_alive, found)), "all supervisors are gone")
         # What tests have left running on purpose, or made unknown, is gone by now.
         for record in self.root.glob("runs/*/cgroup"):
             with contextlib.suppress(OSError):
@@ -371,7 +373,7 @@ class Server:
     def supervisors(self) -> list[int]:
         """With what they have ready, and what their sweeps start."""
         verbs, root = {b"+supervise", b"+sweep"}, self.inside(self.root).encode()
-        lines = {pid: _words(pid, "cmdline") for pid in _pids()}
+        lines = {pid: _words(pid, "cmdline") for pid in all_pids()}
         return [
             pid
             for pid, words in lines.items()
@@ -393,14 +395,6 @@ def new_id() -> str:
     return f"exec_{uuid.uuid4().hex}_1"
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
 def kill_if_alive(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -409,17 +403,11 @@ def kill_if_alive(pid: int) -> None:
 def carriers(run_id: str) -> list[int]:
     """The living processes whose environment names this run."""
     cookie = f"CRONIUM_EXECUTION_ID={run_id}".encode()
-    return [pid for pid in _pids() if cookie in _words(pid, "environ")]
-
-
-def _pids() -> list[int]:
-    return [int(directory.name) for directory in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in all_pids() if cookie in _words(pid, "environ")]
 
 
 def _words(pid: int, file: str) -> set[bytes]:
-    with contextlib.suppress(OSError):
-        return set(Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0"))
-    return set()
+    return set(read_of(pid, file).split(b"\0"))
 
 
 @contextlib.contextmanager

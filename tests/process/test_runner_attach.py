@@ -20,7 +20,6 @@ from tests.process.runner_rig import (
     Server,
     carriers,
     in_every_shell,
-    is_alive,
     kill_if_alive,
     message,
     new_id,
@@ -28,6 +27,7 @@ from tests.process.runner_rig import (
     serving,
     wait_until,
 )
+from worker.demo.processes import is_alive
 
 # Some seconds of output in small and large pieces, on both streams, that can be computed here too.
 CHATTER = b"""

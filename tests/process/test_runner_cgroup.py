@@ -17,7 +17,6 @@ from tests.process.runner_rig import (
     Options,
     Server,
     in_every_shell,
-    is_alive,
     kill_if_alive,
     line_message,
     message,
@@ -38,6 +37,7 @@ from tests.process.surroundings import (
     rootmaker,
     within,
 )
+from worker.demo.processes import is_alive
 from worker.remote.payload import LAST_LINE
 
 LONG_AGO = 1_500_000_000

@@ -14,7 +14,6 @@ from tests.process.runner_rig import (
     Server,
     carriers,
     in_every_shell,
-    is_alive,
     kill_if_alive,
     line_message,
     new_id,
@@ -31,6 +30,7 @@ from tests.process.surroundings import (
     mounts,
     rootmaker,
 )
+from worker.demo.processes import is_alive
 
 # Every process in here is bounded in number and time, whatever the runner does.
 TREE = b"""

@@ -12,13 +12,13 @@ from tests.process.runner_processes import kill, ready, tickers
 from tests.process.runner_rig import (
     SHELLS,
     Server,
-    is_alive,
     line_message,
     new_id,
     payload,
     serving,
     wait_until,
 )
+from worker.demo.processes import is_alive
 from worker.remote.payload import LAST_LINE
 
 # What a run finds, but for what is its own.

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.runner_processes import kill, tickers
+from tests.process.runner_processes import kill, ticker, tickers
 from tests.process.runner_rig import (
     SHELLS,
     Server,
     carriers,
     in_every_shell,
-    is_alive,
     line_message,
     new_id,
     payload,
     serving,
     wait_until,
 )
+from worker.demo.processes import is_alive
 
 
 @pytest.fixture(params=SHELLS)
@@ -32,10 +32,10 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 def test_one_ticker_serves_all_runs(server: Server) -> None:
     call = server.call("spare")
     call.run(new_id(), b"echo one")
-    (ticker,) = wait_until(lambda: tickers(server), "it ticks")
+    ticks = ticker(server)
     for _ in range(3):
         call.run(new_id(), b"sleep 0.2")
-    assert tickers(server) == [ticker]
+    assert ticker(server) == ticks
 
     call.send(
         line_message(new_id(), payload(b"trap 'exit 3' TERM; sleep 25 & wait"), limit_seconds=1)
@@ -55,8 +55,8 @@ def test_a_ticker_that_is_gone_has_a_successor(server: Server, when: str) -> Non
     else:
         call.send(line_message(run_id, payload(b"echo on; sleep 0.5")))
         call.read_until(lambda call: call.out == b"on\n")
-    (ticker,) = wait_until(lambda: tickers(server), "it ticks")
-    kill(ticker)
+    ticks = ticker(server)
+    kill(ticks)
     if when != "between two runs":
         call.follow()
         wait_until(lambda: no_payload(server, run_id), "the supervisor removes what it would")
@@ -149,13 +149,13 @@ def test_what_a_ticker_owed_when_it_ended_is_removed(server: Server) -> None:
     call = server.call("spare")
     first, second, third = new_id(), new_id(), new_id()
     call.run(first, b"true")
-    (ticker,) = wait_until(lambda: tickers(server), "it ticks")
+    ticks = ticker(server)
     wait_until(lambda: no_payload(server, first), "it has nothing to do")
-    os.kill(ticker, signal.SIGSTOP)
+    os.kill(ticks, signal.SIGSTOP)
     for run_id in (second, third):
         call.run(run_id, b"true")
     assert not no_payload(server, second)
-    kill(ticker)
+    kill(ticks)
 
     assert call.finish() == 0
 
@@ -167,8 +167,10 @@ def test_what_comes_next_does_not_wait_for_the_ticker_to_go_on(server: Server) -
     call = server.call("spare")
     call.run(new_id(), b"sleep 0.2")
     began = time.monotonic()
-    call.send(line_message(new_id(), payload(b"echo on; sleep 2")))
+    gate = b"until [ -e $HOME/gate ]; do sleep 0.05; done"
+    call.send(line_message(new_id(), payload(b"echo on; " + gate)))
     call.read_until(lambda call: call.out.endswith(b"on\n"))
 
     assert time.monotonic() - began < 0.7
+    (server.home / "gate").touch()
     call.follow()

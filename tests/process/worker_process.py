@@ -45,7 +45,9 @@ class WorkerProcess:
         return [json.loads(line) for line in lines[:-1]]  # the last may be half written
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in self.log() if line["event"] == name]
+        *lines, _ = self.log_file.read_bytes().split(b"\n")
+        # Decoded are only these: it is asked for while something is waited for.
+        return [json.loads(line) for line in lines if f'"event":"{name}"'.encode() in line]
 
     def wait_for_event(self, name: str) -> None:
         wait_for(lambda: self.events(name), f"{name} in the worker's log")
