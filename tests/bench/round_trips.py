@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.bench.bed import Bed, Worker, open_bed
 from tests.bench.bench import Bench, CannotMeasureError, Experiment
@@ -23,9 +24,9 @@ ROUND_TRIP_SECONDS = 0.1
 SCRIPT = "true"
 # After a job its run is forgotten, and all made ready for the next.
 PAUSE_SECONDS = {"near": 0.2, "far": 0.2 + 8 * ROUND_TRIP_SECONDS}
-# Holds the call that waits on the connection, for long enough.
-HOLD = "sleep 2"
-HOLD_SECONDS = 10.0
+# Holds the call that waits on the connection, until the file is there.
+HOLD = "until [ -e {} ]; do sleep 0.1; done"
+PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.01
 
 WARM_SPARE = Row("rtt-warm-spare", "round trips", "warm execution, alone", at_most(1), digits=0)
@@ -56,7 +57,7 @@ class Times:
 
 def run(bench: Bench) -> list[Measured]:
     """A line of no length and a long one take turns, each to servers of its own."""
-    count = bench.pick(bench.rounds, 3)
+    count = bench.pick(bench.rounds, 2)
     times = {way: Times() for way in PAUSE_SECONDS}
     with ExitStack() as stack:
         room = bench.room("round-trips")
@@ -78,7 +79,7 @@ def run(bench: Bench) -> list[Measured]:
         for way, name in _turns(names):
             _alone(bed, worker, way, name)  # what was pooled may have been given up meanwhile
             times[way].warm_spare.append(_alone(bed, worker, way, name))
-            times[way].warm.append(_beside(bed, worker, name))
+            times[way].warm.append(_beside(bed, worker, room / f"release-{name}", name))
         worker.stop()
     far_times, near_times = times["far"], times["near"]
     fresh = _round_trips(far_times.fresh, near_times.fresh)
@@ -105,20 +106,23 @@ def _alone(bed: Bed, worker: Worker, way: str, name: str) -> float:
     return took
 
 
-def _beside(bed: Bed, worker: Worker, name: str) -> float:
-    """A job on a server where another is running."""
-    holding = bed.submit(HOLD, [name])
-    deadline = time.monotonic() + HOLD_SECONDS
-    while holding not in worker.moments("execution_started"):
-        if time.monotonic() > deadline:
-            raise CannotMeasureError("a job does not start")
-        time.sleep(LOOK_SECONDS)
+def _beside(bed: Bed, worker: Worker, release: Path, name: str) -> float:
+    """A job on a server where another is running, until the file `release` is there."""
+    holding = bed.submit(HOLD.format(release), [name])
+    _wait(worker, "execution_started", holding)
     job = bed.submit(SCRIPT, [name])
+    _wait(worker, "execution_ended", job)
+    release.touch()
     bed.finish()
-    took = worker.following_seconds([job])[job]
-    if worker.moments("execution_ended")[holding] < worker.moments("execution_ended")[job]:
-        raise CannotMeasureError("the job that was to hold the call ended first")
-    return took
+    return worker.following_seconds([job])[job]
+
+
+def _wait(worker: Worker, event: str, job: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while job not in worker.moments(event):
+        if time.monotonic() > deadline:
+            raise CannotMeasureError(f"no {event} of a job")
+        time.sleep(LOOK_SECONDS)
 
 
 def _round_trips(far: Sequence[float], near: Sequence[float]) -> float:

@@ -23,7 +23,6 @@ def measured(*rows: str, folder: Path) -> dict[str, float]:
     return {row["name"]: row["value"] for row in json.loads(file.read_text())["rows"]}
 
 
-@pytest.mark.alone
 def test_a_job_of_one_server_takes_few_calls_and_commits(tmp_path: Path) -> None:
     # Claimed, told to run, told to have ended; its row goes along with both.
     # For the app: claimed, read, told to run, its row made and filled, read again, told to have
