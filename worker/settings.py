@@ -66,16 +66,20 @@ class SecretSource:
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
+    """The queue API; `authorities` are those that its certificate may be of, if not the public."""
+
     endpoint: str
     token: SecretSource
+    authorities: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """The runtime API; `jwt_secret` signs the tokens that it takes."""
+    """The runtime API; `jwt_secret` signs the tokens that it takes, `authorities` as above."""
 
     url: str
     jwt_secret: SecretSource
+    authorities: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,13 @@ API_TOKEN = Variable(
     values.token,
     required=True,
     secret=True,
+)
+API_CA = Variable(
+    "CRONIUM_API_CA",
+    "authorities that the certificates of the queue API and the runtime API may be of "
+    "(default: the public ones)",
+    "the path of a readable file of certificates in PEM",
+    values.certificates,
 )
 ORCHESTRATOR_ID = Variable(
     "CRONIUM_ORCHESTRATOR_ID",
@@ -377,6 +388,7 @@ LOG_OUTPUT = Variable(
 VARIABLES: tuple[Variable[Any], ...] = (
     API_ENDPOINT,
     API_TOKEN,
+    API_CA,
     ORCHESTRATOR_ID,
     STATE_DIR,
     STATE_KEY,
@@ -410,6 +422,8 @@ VARIABLES: tuple[Variable[Any], ...] = (
 
 # Read by other commands of this program, so not unknown to it.
 OTHER_COMMANDS = ("CRONIUM_QUEUE_DB", "CRONIUM_EXEC_DIR")
+
+_PREFIX = "CRONIUM_"
 
 
 class _Reader:
@@ -501,6 +515,7 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
     token = read(API_TOKEN) if has_queue else None
     reader.together(RUNTIME_URL, JWT_SECRET)
     runtime_url, jwt_secret = read(RUNTIME_URL), read(JWT_SECRET)
+    authorities = read(API_CA)
     parsed: dict[str, Any] = {
         "orchestrator_id": read(ORCHESTRATOR_ID),
         "state_dir": read(STATE_DIR),
@@ -509,6 +524,7 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
         "api": {
             "endpoint": read(API_ENDPOINT) if has_queue else "",
             "token": SecretSource(token or Secret(""), reader.secret_file(API_TOKEN)),
+            "authorities": authorities,
         },
         "jobs": {
             "max_concurrent": read(JOBS_MAX_CONCURRENT),
@@ -554,6 +570,7 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
             RuntimeSettings(
                 runtime_url,
                 SecretSource(jwt_secret, reader.secret_file(JWT_SECRET), values.is_jwt_secret),
+                authorities,
             )
             if runtime_url and jwt_secret
             else None
@@ -578,10 +595,12 @@ def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """A warning for each `CRONIUM_*` variable that nobody reads, with the nearest name."""
     known = {variable.name for variable in VARIABLES} | set(OTHER_COMMANDS)
     known |= {f"{variable.name}_FILE" for variable in VARIABLES if variable.secret}
+    # What all have in common makes none the nearer.
+    own = [name.removeprefix(_PREFIX) for name in known]
     warnings = []
     for name in sorted(environ):
-        if name.startswith("CRONIUM_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), own, n=1)
+            hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
             warnings.append(f"{name} is not a setting of this program{hint}")
     return tuple(warnings)

@@ -1,6 +1,7 @@
 """From a setting's text to its value: each function raises ValueFault with what is wrong."""
 
 import re
+import ssl
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -171,6 +172,15 @@ def readable_file(text: str) -> Path:
         path.open("rb").close()
     except OSError as error:
         raise ValueFault(f"cannot be read ({error.strerror})") from None
+    return path
+
+
+def certificates(text: str) -> Path:
+    path = readable_file(text)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueFault("has no certificates that can be read") from None
     return path
 
 

@@ -15,8 +15,8 @@ import trio
 from starlette.types import Message
 
 from tests.queue_rig import TOKEN, claim, running_queue
-from worker.api.client import QUEUE_API
-from worker.api.transport import open_http, send
+from worker import settings
+from worker.api.client import open_client
 from worker.clock import now_ms
 from worker.errors import QueueUnavailableError, StateError
 from worker.queue_server.app import queue_app
@@ -510,23 +510,27 @@ def tls(tmp_path: Path) -> Tls:
     return Tls(certificate, key)
 
 
-async def test_a_worker_trusts_whom_certifi_does(
+async def test_a_worker_trusts_whom_certifi_does_or_whom_it_is_told_to(
     tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def status(address: str) -> int:
-        async with open_http(address) as http:
-            path = "api/internal/jobs/queue"
-            answer = await send(http, QUEUE_API, "GET", path, None, headers={}, seconds=10)
-            return answer.status_code
+    async def claim_one(**authorities: str) -> int:
+        given = {"CRONIUM_API_ENDPOINT": queue.address, "CRONIUM_API_TOKEN": TOKEN}
+        loaded = settings.load({"CRONIUM_STATE_DIR": str(tmp_path), **given, **authorities})
+        async with open_client(loaded.api, "worker-1") as client:
+            return len((await client.claim(1)).jobs)
 
     refusal = "the queue API cannot be reached: .*certificate verify failed: self-signed"
     with trio.fail_after(25):
         async with running_queue(tmp_path, tls=tls) as queue:
+            for _ in range(2):
+                queue.submit()
             with pytest.raises(QueueUnavailableError, match=refusal):
-                await status(queue.address)
+                await claim_one()
+
+            assert await claim_one(CRONIUM_API_CA=str(tls.certificate)) == 1
 
             monkeypatch.setattr("certifi.where", lambda: str(tls.certificate))
-            assert await status(queue.address) == 401
+            assert await claim_one() == 1
 
 
 async def test_it_serves_over_tls(tls: Tls, tmp_path: Path) -> None:
@@ -547,9 +551,10 @@ async def test_a_port_in_use_is_an_os_error(tmp_path: Path) -> None:
         async with running_queue(tmp_path) as queue:
             database = tmp_path / "second.db"
             port = int(queue.address.rsplit(":", 1)[1])
-            settings = ServeSettings(database, open_keyring(database, {}), Secret(TOKEN), port=port)
+            keys = open_keyring(database, {})
+            second = ServeSettings(database, keys, Secret(TOKEN), port=port)
             with pytest.raises(OSError, match="in use"):
-                await serve(settings, trio.sleep_forever, print)
+                await serve(second, trio.sleep_forever, print)
 
 
 def test_a_database_under_another_key_is_refused(tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def test_what_is_no_size_or_out_of_bounds_is_a_fault(text: str) -> None:
         ("EXIT_CODE_POLICY", "max"),
         ("SSH_HOST_KEYS", "yes"),
         ("SSH_KNOWN_HOSTS", "/no/such/file"),
+        ("API_CA", "/no/such/file"),
+        ("API_CA", __file__),
         ("LOGGING_LEVEL", "trace"),
         ("LOGGING_FORMAT", "xml"),
         ("LOG_OUTPUT", "1"),

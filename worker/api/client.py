@@ -212,7 +212,7 @@ async def open_client(
     settings: ApiSettings, worker_id: str, heard: Callable[[ApiCall], None] | None = None
 ) -> AsyncIterator[QueueClient]:
     """`heard` is told of each call."""
-    async with open_http(settings.endpoint, heard) as http:
+    async with open_http(settings.endpoint, settings.authorities, heard) as http:
         yield QueueClient(http, settings, worker_id)
 
 

@@ -251,7 +251,7 @@ async def open_runtimes(
     if settings is None:
         yield Runtimes(queue)
         return
-    async with open_http(settings.url, heard) as http:
+    async with open_http(settings.url, settings.authorities, heard) as http:
         yield Runtimes(queue, http, settings)
 
 

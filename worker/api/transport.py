@@ -4,6 +4,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -145,18 +146,25 @@ class Http:
 
 @asynccontextmanager
 async def open_http(
-    base_url: str, heard: Callable[[ApiCall], None] | None = None
+    base_url: str,
+    authorities: Path | None = None,
+    heard: Callable[[ApiCall], None] | None = None,
 ) -> AsyncIterator[Http]:
+    """`authorities` is a file of those that are trusted in the place of the public ones."""
     # An app that a proxy variable names by accident is a job's output gone astray.
-    async with httpx.AsyncHTTPTransport(verify=_tls(base_url), trust_env=False) as transport:
+    async with httpx.AsyncHTTPTransport(
+        verify=_tls(base_url, authorities), trust_env=False
+    ) as transport:
         yield Http(base_url, transport, heard)
 
 
-def _tls(base_url: str) -> ssl.SSLContext:
+def _tls(base_url: str, authorities: Path | None) -> ssl.SSLContext:
     """Where there is no TLS one that trusts nobody: to read who is trusted takes 30 ms."""
-    if httpx.URL(base_url).scheme == "https":
-        return httpx.create_ssl_context(trust_env=False)
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if httpx.URL(base_url).scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authorities is not None:
+        return ssl.create_default_context(cafile=authorities)
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def send(
