@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 from tests.forked import Forked, run_forked
 from tests.ports import reserved_port
@@ -23,6 +23,8 @@ TOKEN = "t0ken-of-the-api-6b1f"  # noqa: S105  opens nothing
 DEADLINE_SECONDS = 60.0
 COMMAND = (sys.executable, "-m", "worker")
 
+Process: TypeAlias = Forked | subprocess.Popen[bytes]
+
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -33,7 +35,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 @dataclass(slots=True)
 class WorkerProcess:
-    process: Forked | subprocess.Popen[bytes]
+    process: Process
     log_file: Path
 
     @property
@@ -60,16 +62,16 @@ class WorkerProcess:
 class Site:
     """A folder with a queue and the workers that a test starts, all with these variables.
 
-    With `forks` off, workers are what an operator starts, to the last page of memory.
+    With `forks` off, they are what an operator starts, to the last page of memory.
     """
 
     folder: Path
     port: int
     environ: Mapping[str, str] = field(default_factory=dict)
     forks: bool = True
-    _queue: Forked | None = None
+    _queue: Process | None = None
     _count: int = 0
-    _processes: list[Forked | subprocess.Popen[bytes]] = field(default_factory=list)
+    _processes: list[Process] = field(default_factory=list)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,13 +85,12 @@ class Site:
             (self.folder / "queue.err").open("ab") as err,
             os.fdopen(writing, "wb") as out,
         ):
-            self._queue = Forked(
+            self._queue = self._start(
                 [*command, "--port", str(self.port)],
                 {**_bare_environment(), "CRONIUM_API_TOKEN": TOKEN, **self.environ},
-                stdout=out,
-                stderr=err,
+                out,
+                err,
             )
-        self._processes.append(self._queue)
         with os.fdopen(reading, "rb") as said:
             said.readline()  # that it is ready
 
@@ -100,16 +101,10 @@ class Site:
 
     def start_worker(self, state: str = "state", **environ: str) -> WorkerProcess:
         """A worker that logs to a file; `environ` without the `CRONIUM_` of the names."""
-        whole = self.environment(state, environ)
         self._count += 1
         log_file = self.folder / f"worker-{self._count}.log"
         with log_file.open("wb") as log:
-            process = (
-                Forked(["run"], whole, stdout=log)
-                if self.forks
-                else subprocess.Popen([*COMMAND, "run"], env=whole, stdout=log)
-            )
-        self._processes.append(process)
+            process = self._start(["run"], self.environment(state, environ), log)
         return WorkerProcess(process, log_file)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -155,6 +150,21 @@ class Site:
                 process.kill()
             process.wait(DEADLINE_SECONDS)
         self.store.close()
+
+    def _start(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        stdout: IO[bytes],
+        stderr: IO[bytes] | None = None,
+    ) -> Process:
+        process = (
+            Forked(arguments, environ, stdout=stdout, stderr=stderr)
+            if self.forks
+            else subprocess.Popen([*COMMAND, *arguments], env=environ, stdout=stdout, stderr=stderr)
+        )
+        self._processes.append(process)
+        return process
 
 
 @contextmanager
