@@ -1,8 +1,6 @@
 """The embedded queue over real HTTP: claims, leases, long polls, who may end a job."""
 
 import sqlite3
-import ssl
-import subprocess
 import time
 from collections import Counter
 from contextlib import closing
@@ -15,15 +13,13 @@ import trio
 from starlette.types import Message
 
 from tests.queue_rig import TOKEN, claim, running_queue
-from worker import settings
-from worker.api.client import open_client
 from worker.clock import now_ms
-from worker.errors import QueueUnavailableError, StateError
+from worker.errors import StateError
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.keys import kept_secret, open_keyring
 from worker.queue_server.model import Priority
-from worker.queue_server.serve import ServeSettings, Tls, serve
+from worker.queue_server.serve import ServeSettings, serve
 from worker.queue_server.store import Store
 from worker.queue_server.transform import Json
 from worker.sealing import SealingKey
@@ -495,55 +491,6 @@ async def test_a_job_of_two_servers_lists_both(tmp_path: Path) -> None:
 
             assert [server["name"] for server in job["metadata"]["servers"]] == ["web-1", "web-2"]
             assert job["metadata"]["serverCount"] == 2
-
-
-@pytest.fixture
-def tls(tmp_path: Path) -> Tls:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", key, "-out", certificate],
-        capture_output=True,
-        check=True,
-    )  # fmt: skip
-    return Tls(certificate, key)
-
-
-async def test_a_worker_trusts_whom_certifi_does_or_whom_it_is_told_to(
-    tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def claim_one(**authorities: str) -> int:
-        given = {"CRONIUM_API_ENDPOINT": queue.address, "CRONIUM_API_TOKEN": TOKEN}
-        loaded = settings.load({"CRONIUM_STATE_DIR": str(tmp_path), **given, **authorities})
-        async with open_client(loaded.api, "worker-1") as client:
-            return len((await client.claim(1)).jobs)
-
-    refusal = "the queue API cannot be reached: .*certificate verify failed: self-signed"
-    with trio.fail_after(25):
-        async with running_queue(tmp_path, tls=tls) as queue:
-            for _ in range(2):
-                queue.submit()
-            with pytest.raises(QueueUnavailableError, match=refusal):
-                await claim_one()
-
-            assert await claim_one(CRONIUM_API_CA=str(tls.certificate)) == 1
-
-            monkeypatch.setattr("certifi.where", lambda: str(tls.certificate))
-            assert await claim_one() == 1
-
-
-async def test_it_serves_over_tls(tls: Tls, tmp_path: Path) -> None:
-    trusting = ssl.create_default_context(cafile=tls.certificate)
-    with trio.fail_after(25):
-        async with (
-            running_queue(tmp_path, tls=tls) as queue,
-            queue.client(verify=trusting) as client,
-        ):
-            answer = await client.get("/orchestrator/health")
-
-            assert queue.address.startswith("https://127.0.0.1:")
-            assert answer.json()["status"] == "healthy"
 
 
 async def test_a_port_in_use_is_an_os_error(tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ def _reason(error: BaseException) -> str:
     """What it says, or what led to it: trio's own errors say nothing of a certificate."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message}); see CRONIUM_API_CA"
         if said := str(cause):
             return said
         cause = cause.__cause__ or cause.__context__
