@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.process.runner_rig import (
-    SHELLS,
     Server,
     message,
     new_id,
@@ -23,12 +22,6 @@ from worker.remote.payload import Payload, run_message
 
 SOMEBODY = 12345
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as somebody else")
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 from tests.process.runner_rig import (
     ARTIFACT,
     NAME,
-    SHELLS,
     Call,
     Server,
     carriers,
@@ -41,12 +40,6 @@ echo last
 CHATTER_OUT = b"".join(b"line %d\n" % i for i in range(40)) + bytes(2_000_000) + b"last\n"
 CHATTER_ERR = b"".join(b"error %d\n" % i for i in range(40))
 OTHER_BOOT = "0b5e1f00-0000-4000-8000-000000000000"
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.process.runner_rig import (
-    SHELLS,
     Call,
     Server,
     in_every_shell,
@@ -22,12 +21,6 @@ from tests.process.runner_rig import (
 LIMIT = 1024 * 1024 - 1024
 ASK = b'cronium.getVariable "$1"'
 UNTIL_TOLD = b"until [ -e $HOME/go ]; do sleep 0.02; done; "
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from tests.process.runner_rig import (
     NAME,
     NONCE,
     SHA256,
-    SHELLS,
     SOURCE,
     Call,
     Server,
@@ -27,12 +26,6 @@ from tests.process.runner_rig import (
     wait_until,
 )
 from worker.remote.payload import LAST_LINE
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,6 @@ cd /proc/self/fd && for fd in 0 1 2 3 4 5 6 7 8 9; do [ ! -e $fd ] || echo "fd $
 ulimit -a
 cut -d' ' -f5,6 /proc/$$/stat | sed "s/$$/ME/g"
 """
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 def test_a_spare_has_made_the_process_that_becomes_the_script(server: Server) -> None:

@@ -3,14 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.runner_processes import kill, ticker, tickers
 from tests.process.runner_rig import (
-    SHELLS,
     Server,
     carriers,
     in_every_shell,
@@ -21,12 +19,6 @@ from tests.process.runner_rig import (
     wait_until,
 )
 from worker.demo.processes import is_alive
-
-
-@pytest.fixture(params=SHELLS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, request.param) as one:
-        yield one
 
 
 def test_one_ticker_serves_all_runs(server: Server) -> None:
