@@ -27,12 +27,12 @@ class Forked:
         arguments: Sequence[str],
         environ: Mapping[str, str],
         *,
-        stdout: int | IO[bytes],
-        stderr: int | IO[bytes] | None = None,
+        stdout: IO[bytes],
+        stderr: IO[bytes] | None = None,
     ) -> None:
-        said = stdout, (2 if stderr is None else stderr)
+        files = stdout.fileno(), (2 if stderr is None else stderr.fileno())
         # What multiprocessing can hand to a process that is not a child of ours.
-        ends = [Connection(os.dup(end if isinstance(end, int) else end.fileno())) for end in said]
+        ends = [Connection(os.dup(file)) for file in files]
         self._process = _forker.Process(
             target=_be, args=(list(arguments), dict(environ), *ends), daemon=True
         )

@@ -2,9 +2,8 @@
 
 import socket
 import subprocess
-import sys
 
-from tests.process.worker_process import Site, wait_for
+from tests.process.worker_process import COMMAND, Site, wait_for
 
 
 class QueueProcess:
@@ -13,7 +12,7 @@ class QueueProcess:
     def __init__(self, site: Site, *, lease_seconds: float) -> None:
         self.port = site.port
         self._command = [
-            *(sys.executable, "-m", "worker", "queue", "serve"),
+            *(*COMMAND, "queue", "serve"),
             *("--db", str(site.folder / "queue.db"), "--port", str(self.port)),
             *("--lease", f"{lease_seconds:g}s"),
         ]

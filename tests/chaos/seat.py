@@ -4,12 +4,11 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 from tests.live_files import files_below
-from tests.process.worker_process import Site, WorkerProcess
+from tests.process.worker_process import COMMAND, Site, WorkerProcess
 
 # A drain of no length: giving the jobs back, the cleanups' haste, two flushes of 10 s.
 LEAVE_SECONDS = 60.0
@@ -52,7 +51,7 @@ class Seat:
         log_file = base.with_suffix(".log")
         with log_file.open("wb") as log, base.with_suffix(".err").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
+                [*COMMAND, "run"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

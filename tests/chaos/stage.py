@@ -1,7 +1,6 @@
 """The queue, the servers, the proxies between, and the workers' seats."""
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from tests.faults.api_proxy import ApiProxy
 from tests.faults.background import open_background
 from tests.faults.tcp_proxy import TcpProxy
 from tests.ports import reserved_port
-from tests.process.worker_process import Site, open_site
+from tests.process.worker_process import COMMAND, Site, open_site
 from worker.clock import now_ms
 from worker.demo.sshd import Sshd, running
 from worker.queue_server import model
@@ -109,7 +108,7 @@ class Stage:
         with (self.folder / "commands.log").open("ab") as log:
             self._commands.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "worker", *arguments],
+                    [*COMMAND, *arguments],
                     env=self.site.environment("none", {}),
                     stdin=subprocess.DEVNULL,
                     stdout=log,

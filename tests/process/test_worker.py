@@ -6,14 +6,13 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.forked import run_forked
-from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
+from tests.process.worker_process import COMMAND, Site, WorkerProcess, open_site, wait_for
 from worker.demo.sshd import Sshd
 
 
@@ -88,7 +87,7 @@ def test_it_has_no_more_connections_than_it_may_have_files_for(site: Site) -> No
     log_file = site.folder / "worker.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            ["sh", "-c", 'ulimit -n 500; exec "$@"', "-", sys.executable, "-m", "worker", "run"],
+            ["sh", "-c", 'ulimit -n 500; exec "$@"', "-", *COMMAND, "run"],
             env=site.environment("state", {"SSH_MAX_CONNECTIONS": "200"}),
             stdout=log,
         )

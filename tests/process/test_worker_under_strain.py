@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.process.worker_process import Site, open_site, wait_for
+from tests.process.worker_process import COMMAND, Site, open_site, wait_for
 from worker.demo.sshd import Sshd
 
 
@@ -47,7 +46,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_worker(
         full = stack.enter_context(Path("/dev/full").open("wb"))
         worker = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
+                [*COMMAND, "run"],
                 env=site.environment("state", {}),
                 stdout=full if stdout == "a full disk" else subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -24,9 +24,9 @@ class Process(NamedTuple):
 def live_processes() -> Iterator[Process]:
     """Every process that has not ended; none where there is no /proc."""
     for pid in all_pids():
-        head, state, parent, _, session, *_ = _stat(pid)
+        command, state, parent, _, session, *_ = _stat(pid)
         if state not in "ZX":
-            yield Process(pid, head.partition("(")[2], int(parent), int(session))
+            yield Process(pid, command, int(parent), int(session))
 
 
 def is_alive(pid: int) -> bool:
@@ -59,17 +59,15 @@ def end_processes(find: Callable[[], Sequence[int]]) -> None:
         time.sleep(LOOK_EVERY_SECONDS)
 
 
-# Without pathlib, which takes four times as long: all are gone through at each look.
-
-
 def _stat(pid: int) -> list[str]:
-    """The pid and name as one, the state, the parent, the group, the session and more."""
+    """The command, the state, the parent, the group, the session and more."""
     # The second field is the command in parentheses, which may hold any character.
     head, _, tail = read_of(pid, "stat").decode(errors="replace").rpartition(")")
-    return [head, *(tail.split() or ["X", "0", "0", "0"])]
+    return [head.partition("(")[2], *(tail.split() or ["X", "0", "0", "0"])]
 
 
 def all_pids() -> list[int]:
+    # Here and below without pathlib, which takes four times as long: each look is at all there are.
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
     except FileNotFoundError:
