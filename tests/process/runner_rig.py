@@ -370,6 +370,11 @@ class Server:
             with contextlib.suppress(OSError):
                 Path(record.read_text().strip()).rmdir()
 
+    def payloads(self, run_id: str) -> list[str]:
+        """Where what came with the run lies; by a walk, as glob trips over what goes meanwhile."""
+        _, folders, _ = next(os.walk(self.directory(run_id)), ("", [], []))
+        return [name for name in folders if name.startswith("in.")]
+
     def supervisors(self) -> list[int]:
         """With what they have ready, and what their sweeps start."""
         verbs, root = {b"+supervise", b"+sweep"}, self.inside(self.root).encode()

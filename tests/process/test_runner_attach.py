@@ -82,7 +82,7 @@ def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
     # One attacher, the newest: it has all the output, and nobody else has an end.
     assert all(end == "t" or end.startswith("x 0 exit") for end in ends)
     assert any(call.out == b"done\n" and call.heads[-1].startswith("x") for call in calls)
-    wait_until(lambda: not list(server.directory(run_id).glob("in.*")), "no payload is left")
+    wait_until(lambda: not server.payloads(run_id), "no payload is left")
 
 
 def test_reattaching_gives_every_byte_once_wherever_it_was_cut(tmp_path: Path) -> None:

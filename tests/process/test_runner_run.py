@@ -199,9 +199,7 @@ def test_secrets_are_private_never_an_argument_and_gone_at_the_end(server: Serve
 
     assert not any(b"s3cret" in line for line in lines)
     assert modes == {(True, 0o700), (False, 0o600)}
-    wait_until(
-        lambda: not list(server.directory(run_id).glob("in.*")), "payload and environment are gone"
-    )
+    wait_until(lambda: not server.payloads(run_id), "payload and environment are gone")
     left = [p.read_bytes() for p in server.root.rglob("*") if p.is_file() and p.name != NAME]
     assert not any(b"s3cret" in data for data in left)
 
@@ -332,7 +330,7 @@ def test_a_run_that_was_made_ready_in_vain_leaves_nothing(server: Server, end: s
         assert call.finish() == 66
         assert call.complaint.endswith("half a payload: nothing was started\n")
         assert not server.directory(run_id).exists()
-    wait_until(lambda: not list(server.directory(run_id).glob("in.*")), "its payload is removed")
+    wait_until(lambda: not server.payloads(run_id), "its payload is removed")
     late = server.call("run")
     late.send(line_message(run_id, payload(b"echo two")))
     late.send_eof()

@@ -60,7 +60,7 @@ def test_a_ticker_that_is_gone_has_a_successor(server: Server, when: str) -> Non
 
 
 def no_payload(server: Server, run_id: str) -> bool:
-    return not list(server.directory(run_id).glob("in.*"))
+    return not server.payloads(run_id)
 
 
 def test_what_came_with_a_run_is_gone_soon_whether_or_not_it_is_forgotten(server: Server) -> None:
