@@ -1,13 +1,12 @@
-"""Servers and accounts to log into, and what runs beside what."""
+"""Servers and accounts to log into."""
 
-import fcntl
 import gc
 import os
 import secrets
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,36 +16,15 @@ import pytest
 from tests.ports import reserved_port
 from worker.demo.sshd import LocalServer, Sshd, open_fleet, open_sshd, unusable_reason
 
+pytest_plugins = ["tests.quiet"]
+
 # A shell cannot undo that it was ignored, as nohup has it, and neither could a runner started here.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What must run alone comes last, when the workers have nothing else left to do."""
-    items.sort(key=_is_alone)
 
 
 def pytest_collection_finish() -> None:
     """All that was collected stays: Python is not to go through it for garbage."""
     gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Nothing runs beside a test that is marked `alone`, however many workers there are."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return (yield)
-    # The directory around the workers' own ones: this run's, and no other run's.
-    room = os.open(Path(item.config.option.basetemp).parent, os.O_RDONLY)
-    try:
-        fcntl.flock(room, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH)
-        return (yield)
-    finally:
-        os.close(room)
-
-
-def _is_alone(item: pytest.Item) -> bool:
-    return item.get_closest_marker("alone") is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,15 +70,19 @@ def run(bench: Bench) -> list[Measured]:
         }
         worker = bed.start_worker()
         for way, name in _turns(names):
-            times[way].fresh.append(_alone(bed, worker, way, name))
+            times[way].fresh.append(_alone(bed, worker, name))
+        time.sleep(PAUSE_SECONDS["far"])
         worker.stop()
         # Started anew, it knows of the runners and has no connections.
         worker = bed.start_worker()
         for way, name in _turns(names):
-            times[way].cold.append(_alone(bed, worker, way, name))
+            times[way].cold.append(_alone(bed, worker, name))
+        time.sleep(PAUSE_SECONDS["far"])
         for way, name in _turns(names):
-            _alone(bed, worker, way, name)  # what was pooled may have been given up meanwhile
-            times[way].warm_spare.append(_alone(bed, worker, way, name))
+            _alone(bed, worker, name)  # what was pooled may have been given up meanwhile
+            time.sleep(PAUSE_SECONDS[way])
+            times[way].warm_spare.append(_alone(bed, worker, name))
+            time.sleep(PAUSE_SECONDS[way])
             times[way].warm.append(_beside(bed, worker, room / f"release-{name}", name))
         worker.stop()
     far_times, near_times = times["far"], times["near"]
@@ -99,11 +103,9 @@ def _turns(names: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
             yield way, servers[at]
 
 
-def _alone(bed: Bed, worker: Worker, way: str, name: str) -> float:
+def _alone(bed: Bed, worker: Worker, name: str) -> float:
     job = bed.run(SCRIPT, [name]).id
-    took = worker.following_seconds([job])[job]
-    time.sleep(PAUSE_SECONDS[way])
-    return took
+    return worker.following_seconds([job])[job]
 
 
 def _beside(bed: Bed, worker: Worker, release: Path, name: str) -> float:

@@ -447,8 +447,10 @@ def output_of(report: JobReport, name: str) -> str | None:
 
 
 async def test_calls_by_the_thousand_run_nothing_and_hold_up_nobody(
-    sshd: Sshd, tmp_path: Path
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # They end by themselves, and have more to say than others.
+    monkeypatch.setattr("worker.dispatch.following.LATEST_WORD_SECONDS", 20)
     said = b'{"call":"output","form":"text","data":"the last one"}'
     asked = b'{"call":"getVariable","form":"text","key":"../../x"}'
     odd = [b"../../x", b"$(touch${IFS}/tmp/pwned)", b"a'b", b'a"b', b"`reboot`", b"a;b", b"-", b""]
@@ -477,7 +479,7 @@ async def test_calls_by_the_thousand_run_nothing_and_hold_up_nobody(
 # Without end
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_what_never_ends_is_bounded_in_time_memory_and_disk(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

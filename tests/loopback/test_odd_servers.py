@@ -106,7 +106,7 @@ async def test_a_run_is_not_lost_while_its_output_still_comes(
     assert outcomes(report) == {names[0]: ("success", 0)}
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_the_loop_is_never_held_up_by_what_a_script_prints(
     sshd: Sshd, tmp_path: Path
 ) -> None:

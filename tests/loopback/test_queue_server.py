@@ -84,7 +84,7 @@ async def test_the_urgent_come_first_then_the_older(tmp_path: Path) -> None:
             assert [job["id"] for job in jobs] == [high, older, normal, low]
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_a_poll_that_waits_gets_another_process_job_at_once(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with running_queue(tmp_path) as queue, queue.client() as client:
@@ -109,7 +109,7 @@ async def test_a_poll_that_waits_gets_another_process_job_at_once(tmp_path: Path
             assert max(delays) < 0.1
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_a_poll_that_waits_gets_a_released_job_and_a_due_one(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with (
@@ -263,7 +263,7 @@ async def test_the_end_of_the_server_answers_those_who_wait(tmp_path: Path) -> N
         assert answers == [[]]
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_a_lease_that_is_not_renewed_is_over(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with (

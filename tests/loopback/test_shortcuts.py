@@ -136,7 +136,7 @@ def stopwatch() -> Callable[[], int]:
     return rounds
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 @pytest.mark.parametrize("kind", KINDS)
 async def test_cold_it_is_six_round_trips_to_a_commands_output(kind: str, tmp_path: Path) -> None:
     with sshd_with(tmp_path / "sshd", kind) as sshd, far_away(sshd.server) as far:
@@ -153,7 +153,7 @@ async def test_cold_it_is_six_round_trips_to_a_commands_output(kind: str, tmp_pa
     assert (connect, execute, execute_with_stdin) == (4, 2, 3)
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_with_an_asyncssh_that_is_not_known_it_is_nine(plain: None, sshd: Sshd) -> None:
     with capture_logs() as logs, far_away(sshd.server) as far:
         rounds = stopwatch()
@@ -169,7 +169,7 @@ async def test_with_an_asyncssh_that_is_not_known_it_is_nine(plain: None, sshd: 
     assert said == ["asyncssh 99.0.0 is not known"]
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_with_a_password_it_is_seven(password_account: Account, open_path: Path) -> None:
     options = {"PasswordAuthentication": "yes"}
     password = OpenedCredential(None, Secret(password_account.password))
@@ -290,7 +290,7 @@ async def test_a_server_is_given_up_when_it_no_longer_answers_and_not_before(
                         await channel.receive()
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 @pytest.mark.skipif(shortcuts.QUICK_ACK is None, reason="acknowledgements cannot be hurried here")
 async def test_nothing_waits_for_an_acknowledgement(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch
@@ -345,7 +345,7 @@ async def test_what_nobody_takes_is_not_sent(ways: str, sshd: Sshd) -> None:
     assert most <= limit + 128 * 1024  # the piece being taken, and a packet
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 async def test_over_a_long_line_more_is_under_way_at_once(
     sshd: Sshd,
 ) -> None:

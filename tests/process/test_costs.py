@@ -35,7 +35,7 @@ def test_a_job_of_one_server_takes_few_calls_and_commits(tmp_path: Path) -> None
     assert rows == dict(zip(names, (3, 7, 5), strict=True))
 
 
-@pytest.mark.alone
+@pytest.mark.quiet(seconds=20)
 def test_executions_take_the_round_trips_that_they_must(tmp_path: Path) -> None:
     names = ("rtt-warm-spare", "rtt-warm", "rtt-cold", "rtt-fresh")
 

@@ -36,7 +36,8 @@ def shell(script: str, clone: Path, home: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(
         ["sh", "-eu", "-c", script],
         cwd=clone,
-        env={**environ, "HOME": str(home)},
+        # To compile all that is installed takes long, and a tenth of it is used.
+        env={**environ, "HOME": str(home), "PIP_NO_COMPILE": "1"},
         capture_output=True,
         text=True,
         timeout=300,

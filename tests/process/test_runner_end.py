@@ -397,7 +397,7 @@ def test_a_run_whose_id_only_begins_alike_is_left_alone(dash: Server) -> None:
     assert len(carriers(longer)) == 1
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 def test_the_end_of_a_script_is_told_at_once(dash: Server) -> None:
     run_id = new_id()
     call = dash.start(run_id, payload(b"sleep 3; touch $HOME/end"))

@@ -154,7 +154,7 @@ def test_what_a_ticker_owed_when_it_ended_is_removed(server: Server) -> None:
     wait_until(lambda: no_payload(server, second) and no_payload(server, third), "all are gone")
 
 
-@pytest.mark.alone
+@pytest.mark.quiet
 def test_what_comes_next_does_not_wait_for_the_ticker_to_go_on(server: Server) -> None:
     call = server.call("spare")
     call.run(new_id(), b"sleep 0.2")

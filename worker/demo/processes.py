@@ -1,6 +1,5 @@
 """The processes that came from a local server's sessions, as Linux shows them in /proc."""
 
-import io
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import NamedTuple
 END_SECONDS = 3.0
 LEAVE_SECONDS = 0.3
 LOOK_EVERY_SECONDS = 0.01
+READ_BYTES = 64 * 1024
 
 
 class Process(NamedTuple):
@@ -77,7 +77,12 @@ def all_pids() -> list[int]:
 def read_of(pid: int, name: str) -> bytes:
     """That file of the process; nothing if it ended, or is not ours to look into."""
     try:
-        with io.FileIO(f"/proc/{pid}/{name}") as file:
-            return file.readall()
+        file = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
     except OSError:
         return b""
+    try:
+        return b"".join(iter(lambda: os.read(file, READ_BYTES), b""))
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
