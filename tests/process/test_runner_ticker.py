@@ -104,6 +104,19 @@ def test_a_script_cannot_stop_its_ticker(server: Server, deceit: bytes) -> None:
     assert carriers(run_id) == []
 
 
+def test_a_script_is_not_quicker_than_its_ticker(tmp_path: Path) -> None:
+    comes = 'cd "$run" 2>/dev/null\n        last_s='
+    late = {comes: f"sleep 0.5; {comes}"}
+    with serving(tmp_path, "dash", edits=late) as server:
+        run_id = new_id()
+        script = b"sleep 0.2; rm -rf ${PWD%/*}; echo $$ >$HOME/pid; exec sleep 45"
+        server.call("spare").send(line_message(run_id, payload(script), limit_seconds=1))
+        pid = server.home / "pid"
+        wait_until(lambda: pid.exists() and pid.read_text(), "the script runs")
+
+        wait_until(lambda: not is_alive(int(pid.read_text())), "it is ended")
+
+
 def test_without_a_ticker_nothing_is_started(tmp_path: Path) -> None:
     with serving(tmp_path, "dash", edits={"open_pipe 8 9": "false"}) as server:
         call = server.call("spare")

@@ -316,7 +316,8 @@ tick() {
     # Nobody is to wait for our word who cannot have it, as where there can be no more processes.
     trap 'echo tick >&3' EXIT
     while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
-        cd "$run" 2>/dev/null || continue
+        # Where the script was quicker to delete it, that is what we have to tell of.
+        cd "$run" 2>/dev/null
         last_s=''
         is_at_end || {
             rest 0.1
