@@ -16,7 +16,7 @@ from typing import IO
 from worker.cli import COMMANDS, main
 
 _forker = multiprocessing.get_context("forkserver")
-_forker.set_forkserver_preload([*COMMANDS.values(), "asyncssh", "worker.service"])
+_forker.set_forkserver_preload([*COMMANDS.values(), "asyncssh", "httpcore", "worker.service"])
 
 
 class Forked:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.runner_rig import (
+    ARTIFACT,
     NAME,
     NONCE,
     SHA256,
@@ -440,6 +441,7 @@ def test_a_wrong_digest_starts_nothing(server: Server) -> None:
 
 
 def test_a_runner_that_differs_says_so_and_does_not_greet(server: Server) -> None:
+    server.runner.write_bytes(ARTIFACT.content)
     good = server.call("run", SHA256)
     assert good.finish() == 0
     server.runner.write_bytes(server.runner.read_bytes() + b"\n")
