@@ -317,7 +317,7 @@ tick() {
     trap 'echo tick >&3' EXIT
     while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
         # Where the script was quicker to delete it, that is what we have to tell of.
-        cd "$run" 2>/dev/null
+        cd "$run" 2>/dev/null || cd /
         last_s=''
         is_at_end || {
             rest 0.1
