@@ -164,7 +164,10 @@ class ServerExecution:
         # A job that was cancelled meanwhile is not started, but its run may have been.
         left = self._resumption
         if left.has_begun or (left.may_have_begun and self._cancelled.is_set()):
-            await session.take_place()
+            # A cancel does not wait for others' ends.
+            waiting = trio.CancelScope()
+            with waiting, self._cancelled.armed(waiting.cancel):
+                await session.take_place()
             self._enter(Phase.EXECUTION)
             return self._result(await following.run(None))
         begun = await setup.run()

@@ -3,6 +3,7 @@
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -27,6 +28,14 @@ NOTICED_SECONDS = (0.02, 0.05, 0.1, 0.3)
 OpenCredential = Callable[[], Awaitable[OpenedCredential]]
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """Waits for the worker's limit, or for a place that another leaves, whichever comes first."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    given: PooledConnection | None = None
+
+
 class Pool:
     """By target, which is all that makes one connection as good as another; see `open_pool`."""
 
@@ -37,6 +46,7 @@ class Pool:
         self._idle_seconds = settings.idle_seconds
         self._slots = trio.CapacityLimiter(settings.max_connections)
         self._pooled: dict[Target, list[PooledConnection]] = {}
+        self._waiters: dict[Target, list[_Waiter]] = {}
         # How many channels a server gave one connection, and until when that is taken for true.
         self._lessons: dict[Target, tuple[int, float]] = {}
         # That of no job: what is kept must not hold a job's secrets.
@@ -62,8 +72,11 @@ class Pool:
         pooled = self._with_room(target, urgent=urgent)
         if pooled is None:
             new = PooledConnection(target, self._channels(target), idle_seconds=self._idle_seconds)
-            await self._take_slot(new, urgent=urgent)
-            # Meanwhile another may have been made, or left.
+            given = await self._take_slot(new, urgent=urgent)
+            if given is not None:
+                self._free_slot(new)
+                return given
+            # Meanwhile another may have been made.
             pooled = self._with_room(target, urgent=urgent)
             if pooled is None:
                 pooled = new
@@ -74,6 +87,7 @@ class Pool:
             else:
                 self._free_slot(new)
         pooled.enter()
+        self._hand_on(pooled)
         return pooled
 
     async def stage(self, target: Target, request: RunRequest) -> None:
@@ -93,7 +107,8 @@ class Pool:
 
     def leave(self, pooled: PooledConnection) -> None:
         pooled.leave()
-        if pooled.is_idle and self._slots.statistics().tasks_waiting:
+        self._hand_on(pooled)
+        if pooled.is_idle and pooled.is_open and not self._may_stay(pooled):
             pooled.retire()
 
     async def connection(self, pooled: PooledConnection) -> Connection:
@@ -132,8 +147,11 @@ class Pool:
             raise ConnectionLostError("the server gives the connection no channel")
         log.info("channel_refused", channels=connection.channels)
         pooled.channels = connection.channels
-        until = trio.current_time() + LESSON_SECONDS
-        self._lessons[pooled.target] = (connection.channels, until)
+        if pooled.has_strays:
+            pooled.retire()  # it would seem to have room, again and again
+        now = trio.current_time()
+        self._lessons = {target: each for target, each in self._lessons.items() if each[1] > now}
+        self._lessons[pooled.target] = (connection.channels, now + LESSON_SECONDS)
         return False
 
     def forget_runner(self, target: Target) -> None:
@@ -154,22 +172,65 @@ class Pool:
             return CHANNELS
         return channels
 
-    async def _take_slot(self, pooled: PooledConnection, *, urgent: bool) -> None:
+    async def _take_slot(
+        self, pooled: PooledConnection, *, urgent: bool
+    ) -> PooledConnection | None:
+        """One of the worker's for `pooled`; or a place on another, already entered."""
+        # A run that is to end, or that waits for an answer, does not wait for others' ends.
+        if self._has_slot(pooled) or urgent:
+            return None
+        idle = [each for those in self._pooled.values() for each in those if each.is_idle]
+        if idle := [each for each in idle if each.is_open and each.has_slot]:
+            min(idle, key=lambda each: each.scope.deadline).retire()
+        waiter = _Waiter()
+        self._waiters.setdefault(pooled.target, []).append(waiter)
+        is_through = False
         try:
-            self._slots.acquire_on_behalf_of_nowait(pooled)
-            pooled.has_slot = True
-        except trio.WouldBlock:
-            # A run that is to end, or that waits for an answer, does not wait for others' ends.
-            if urgent:
-                return
-            idle = [each for those in self._pooled.values() for each in those if each.is_idle]
-            if idle := [each for each in idle if each.is_open]:
-                min(idle, key=lambda each: each.scope.deadline).retire()
-            await self._slots.acquire_on_behalf_of(pooled)
-            pooled.has_slot = True
+            with waiter.scope:
+                await self._slots.acquire_on_behalf_of(pooled)
+                pooled.has_slot = True
+            is_through = True
+        finally:
+            if waiter.given is None:
+                self._drop_waiter(pooled.target, waiter)
+            elif not is_through:
+                self.leave(waiter.given)
+        return waiter.given
+
+    def _hand_on(self, pooled: PooledConnection) -> None:
+        """Places on it, to those that wait for one, in the order in which they came."""
+        while (
+            (waiters := self._waiters.get(pooled.target))
+            and pooled.is_open
+            and pooled.has_room(urgent=False)
+        ):
+            waiter = waiters[0]
+            self._drop_waiter(pooled.target, waiter)
+            pooled.enter()
+            waiter.given = pooled
+            waiter.scope.cancel()
+
+    def _drop_waiter(self, target: Target, waiter: _Waiter) -> None:
+        waiters = self._waiters[target]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[target]
+
+    def _may_stay(self, pooled: PooledConnection) -> bool:
+        """Whether it may lie idle: nobody waits, and it is within the worker's limit."""
+        return not self._slots.statistics().tasks_waiting and self._has_slot(pooled)
+
+    def _has_slot(self, pooled: PooledConnection) -> bool:
+        """Whether it has one of the worker's, if need be from now on."""
+        if not pooled.has_slot:
+            with suppress(trio.WouldBlock):
+                self._slots.acquire_on_behalf_of_nowait(pooled)
+                pooled.has_slot = True
+        return pooled.has_slot
 
     def _free_slot(self, pooled: PooledConnection) -> None:
         if pooled.has_slot:
+            pooled.has_slot = False
             self._slots.release_on_behalf_of(pooled)
 
     async def _own(

@@ -85,6 +85,11 @@ class PooledConnection:
     def can_stage(self) -> bool:
         return self.is_made and self.is_open and self.is_idle and self.runner is not None
 
+    @property
+    def has_strays(self) -> bool:
+        """Whether channels are open that nobody uses any more; whoever asks has none."""
+        return self._connection is not None and self._places <= self._connection.channels
+
     def has_room(self, *, urgent: bool) -> bool:
         """Whether one more may use it; `urgent` calls have room where runs have none."""
         most = self.channels if urgent else places_for_runs(self.channels)

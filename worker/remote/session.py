@@ -89,10 +89,10 @@ class ServerSession:
         self.source: Source | None = None
         self.has_sent = has_sent
 
-    async def take_place(self) -> None:
-        """Wait for the worker's own limit on connections."""
+    async def take_place(self, *, urgent: bool = False) -> None:
+        """Wait for the worker's own limit on connections, unless it is `urgent`."""
         if self._pooled is None:
-            self._pooled = await self._place()
+            self._pooled = await self._place(urgent=urgent)
 
     async def start(self, request: waiting.RunRequest) -> Attachment:
         """Send the payload and attach; `verified` is to follow once the runner has answered."""
@@ -118,8 +118,10 @@ class ServerSession:
 
     async def attach(self, execution_id: str, offsets: Offsets) -> Attachment:
         self.unstage(execution_id)
+        # It goes on meanwhile: were it to wait for others' ends, its own would not be heard of.
         return await self._attached(
-            lambda there: runner.attach(there.connection, there.runner.path, execution_id, offsets)
+            lambda there: runner.attach(there.connection, there.runner.path, execution_id, offsets),
+            urgent=True,
         )
 
     async def signal(self, execution_id: str) -> None:
@@ -195,11 +197,13 @@ class ServerSession:
         opened = partial(self._credentials.opened, self._target.credential)
         return await self._pool.place(self._target, opened, self._job_id, urgent=urgent)
 
-    async def _attached(self, attach: Callable[[_There], Awaitable[Attachment]]) -> Attachment:
+    async def _attached(
+        self, attach: Callable[[_There], Awaitable[Attachment]], *, urgent: bool = False
+    ) -> Attachment:
         if self._attachment is not None:  # of a try that failed
             self._attachment.close()
         while True:
-            await self.take_place()
+            await self.take_place(urgent=urgent)
             if self._pooled is None:
                 raise AssertionError("there is a place once it was taken")
             try:
