@@ -141,6 +141,8 @@ class Intake:
 
         Whether the API could be asked.
         """
+        # A job may end while it is asked for.
+        known = await self._known()
         try:
             claimed = await self._client.orphaned()
         except (QueueError, ProtocolError) as error:
@@ -148,12 +150,15 @@ class Intake:
             self._note_answered(is_answered=False)
             return False
         self._note_answered(is_answered=True)
-        known = {*self._jobs.ids, *self._held, *await self._relay.known_jobs()}
+        known |= await self._known()
         for job_id in claimed:
             if job_id not in known:
                 log.warning("orphan_released", job_id=job_id)
                 await self._relay.put(release_entry(job_id, "claimed, but not known to the worker"))
         return True
+
+    async def _known(self) -> set[str]:
+        return {*self._jobs.ids, *self._held, *await self._relay.known_jobs()}
 
     def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:
         """Whether that job can be dealt with; nothing is awaited, so no job is left half taken."""

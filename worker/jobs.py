@@ -46,7 +46,7 @@ class Jobs:
     def __init__(self, around: Surroundings, ownership: Ownership) -> None:
         self._around = around
         self._relay = around.relay
-        self._relay.let_go = self._let_go
+        self._relay.letting_go = self._letting_go
         self._relay.claim_of = self._claim_of
         self._runs = around.runs
         self._telemetry = around.telemetry
@@ -103,11 +103,16 @@ class Jobs:
         if flight is not None:
             flight.cancel()
 
-    def _let_go(self, job_id: str) -> None:
-        """It is another's. Once its end is told, what becomes of that says so."""
+    def _letting_go(self, job_id: str) -> Callable[[], None]:
+        """Of the flight that the job has now, for it is another's. Once its end is told, what
+        becomes of that says so."""
         flight = self._flights.get(job_id)
-        if flight is not None and not flight.is_settled:
-            flight.disown()
+
+        def let_go() -> None:
+            if flight is not None and not flight.is_settled:
+                flight.disown()
+
+        return let_go
 
     def cancel_all(self) -> None:
         for job_id in self.ids:

@@ -67,8 +67,9 @@ class Relay:
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
-        # Told of a job that turns out to be another's, before what is kept of it goes.
-        self.let_go: Callable[[str], object] = lambda _job_id: None
+        # Gives what lets go of a job as it is now, should it turn out to be another's; that is
+        # done before what is kept of it goes.
+        self.letting_go: Callable[[str], Callable[[], object]] = lambda _job_id: lambda: None
         # The token of the claim under which a job is ours, where the queue gives one.
         self.claim_of: Callable[[str], str | None] = lambda _job_id: None
         self._deliveries: trio.Nursery | None = None
@@ -200,8 +201,15 @@ class Relay:
 
     async def wait_said(self, job_id: str) -> None:
         """Until nothing is left to say of that job."""
-        while job_id in await self._database.run(self._outbox.pending_jobs):
-            await self._waiting.setdefault(job_id, trio.Event()).wait()
+        while True:
+            # Asked for before the look: that may be old when it is told.
+            over = self._waiting.setdefault(job_id, trio.Event())
+            if job_id not in await self._database.run(self._outbox.pending_jobs):
+                break
+            await over.wait()
+        if self._waiting.get(job_id) is over:
+            del self._waiting[job_id]
+            over.set()  # for others, who look again
 
     async def wait_empty(self) -> None:
         for job_id in await self._database.run(self._outbox.pending_jobs):
@@ -300,7 +308,11 @@ class Relay:
         """Tell of a job for as long as there is something."""
         with self._lane(job_id):
             while go and job_id not in self._dropped:
+                # While it is told of, the job may be claimed anew: that is none of this.
+                let_go = self.letting_go(job_id)
                 told = await self._tell(go)
+                if any(isinstance(verdict, Disowned) for _, verdict in told):
+                    let_go()
                 go = await self._record(job_id, told)
                 for queued, verdict in told:
                     if isinstance(verdict, Later):
@@ -355,8 +367,6 @@ class Relay:
         self, job_id: str, told: Sequence[tuple[QueuedEntry, Verdict]]
     ) -> list[QueuedEntry]:
         """Keep what has become of a job's entries; what is to be told of it next."""
-        if any(isinstance(verdict, Disowned) for _, verdict in told):
-            self.let_go(job_id)
         following = await self._database.run(partial(self._aftermath.keep, job_id, told))
         for queued, verdict in told:
             log_verdict(queued.entry, verdict)

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import NO_ANSWER, Rig, relay_rig
+from tests.fakes import NO_ANSWER, FakeQueue, Rig, relay_rig
 from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody
 from worker.errors import ProtocolError, QueueRefusedError
 from worker.intake import Intake
@@ -350,3 +350,24 @@ async def test_after_a_job_the_next_poll_comes_within_a_second(
     assert len(jobs.started) == 20
     times = [at for at, _ in rig.queue.polls]
     assert max(late - early for early, late in pairwise(times[:21])) <= 1
+
+
+async def test_a_job_that_ends_while_orphans_are_asked_for_is_none(
+    autojump_clock: MockClock, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def orphaned(_queue: FakeQueue) -> tuple[str, ...]:
+        await trio.sleep(1)
+        return ("a",) if jobs.started else ()
+
+    monkeypatch.setattr(FakeQueue, "orphaned", orphaned)
+    jobs = FakeJobs()
+    jobs.seconds = {"a": 99.5}
+    rig.queue.offer(a_job("a"))
+
+    async with claiming(rig, jobs) as intake:
+        await trio.sleep(100)
+        assert await intake.release_orphans()
+        await trio.sleep(10)
+
+    assert jobs.ids == ()
+    assert ("release", "a") not in rig.queue.said()

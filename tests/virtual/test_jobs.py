@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock
 
 from tests.due import first_due
-from tests.fakes import NO_ANSWER, Rig, Slow, refused, relay_rig
+from tests.fakes import NO_ANSWER, FakeQueue, Rig, Slow, refused, relay_rig
 from worker.api.runtime import Runtimes
-from worker.api.wire import ExecutionBody, JobBody, MetadataBody, ScriptBody, TargetBody
+from worker.api.wire import ExecutionBody, JobBody, JobRowBody, MetadataBody, ScriptBody, TargetBody
 from worker.crew import Surroundings
 from worker.jobs import Jobs
 from worker.ownership import Ownership
@@ -22,6 +22,7 @@ from worker.remote.deployments import Deployments
 from worker.remote.pool import Pool
 from worker.remote.session import Remote
 from worker.settings import load
+from worker.state.outbox import Entry, Kind
 from worker.telemetry import Telemetry
 
 SETTINGS = load(
@@ -384,3 +385,37 @@ async def test_a_slot_is_free_once_the_result_is_in_the_outbox(
         nursery.cancel_scope.cancel()
 
     assert slots.freed == 1
+
+
+async def test_what_was_asked_of_an_earlier_claim_does_not_let_go_of_the_next(
+    autojump_clock: MockClock,
+    rig: Rig,
+    jobs: Jobs,
+    network: BlackHole,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of an earlier claim, tried before; the job is another worker's since then, and ours again
+    # while that is on its way to us.
+    entry = Entry("job_1", Kind.UPDATE, "exec_job_1_1_0", b'{"status":"FAILED"}')
+    rig.outbox.put([entry], now=0)
+    rig.outbox.take_up()
+    read_job, answers = FakeQueue.read_job, [refused(403)]
+
+    async def read_slowly(queue: FakeQueue, job_id: str) -> JobRowBody:
+        if answers:
+            await trio.sleep(1)
+            raise answers.pop()
+        return await read_job(queue, job_id)
+
+    monkeypatch.setattr(FakeQueue, "read_job", read_slowly)
+    nursery.start_soon(rig.relay.run)
+    await trio.sleep(0.5)
+    job = a_job(a_server(1))
+    assert jobs.admit(job.id, Slots().free)
+    nursery.start_soon(jobs.run, job)
+
+    await trio.sleep(20)
+
+    assert answers == []
+    assert (jobs.ids, network.open) == (("job_1",), 1)

@@ -640,3 +640,23 @@ async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(
     assert not has_end
     assert waited_until >= 5
     assert rig.queue.completions == [("job_1", "completed")]
+
+
+async def test_who_waits_until_all_is_said_does_not_wait_for_what_was_said_meanwhile(
+    autojump_clock: MockClock, rig: Rig, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = rig.database.run
+
+    async def look_slowly(work: Callable[[], object]) -> object:
+        found = await look(work)
+        if work == rig.outbox.pending_jobs:
+            await trio.sleep(5)  # by now it is old
+        return found
+
+    rig.queue.fault("release", "job_1", Slow(2))
+    await rig.relay.put(release())
+    monkeypatch.setattr(rig.database, "run", look_slowly)
+    nursery.start_soon(rig.relay.run)
+
+    with trio.fail_after(20):
+        await rig.relay.wait_said("job_1")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -116,7 +117,7 @@ async def test_a_job_that_is_under_another_claim_now_is_let_go(
     autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig, kind: Kind
 ) -> None:
     let_go: list[str] = []
-    rig.relay.let_go = let_go.append
+    rig.relay.letting_go = lambda job_id: partial(let_go.append, job_id)
     rig.queue.tokens["job_1"] = "a later one"
     nursery.start_soon(rig.relay.run)
 
@@ -144,7 +145,7 @@ async def test_an_end_that_is_tried_again_is_under_its_claim_too(
     autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig
 ) -> None:
     let_go: list[str] = []
-    rig.relay.let_go = let_go.append
+    rig.relay.letting_go = lambda job_id: partial(let_go.append, job_id)
     rig.queue.fault("complete", "job_1", NO_ANSWER)
     nursery.start_soon(rig.relay.run)
 
