@@ -71,13 +71,15 @@ class Database:
                 result = await self._run_once(work)
             except sqlite3.IntegrityError:
                 raise  # a constraint is the store's own word to its caller
+            except OSError as error:  # of a file beside it, which `work` reads
+                self._note_stuck(error)
+                waited = True
             except sqlite3.Error as error:
                 # The primary code; the rest of it says where within SQLite it came up.
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
                     raise StateError(f"the database cannot be used: {error}") from error
-                if not self.is_stuck:
-                    log.warning("state_unwritable", error=str(error))
-                self.is_stuck = waited = True
+                self._note_stuck(error)
+                waited = True
             else:
                 # Only who has waited knows: a read succeeds on a full disk.
                 if waited and self.is_stuck:
@@ -85,6 +87,11 @@ class Database:
                     self.is_stuck = False
                 return result
             await trio.sleep(STUCK_SECONDS)
+
+    def _note_stuck(self, error: Exception) -> None:
+        if not self.is_stuck:
+            log.warning("state_unwritable", error=str(error))
+        self.is_stuck = True
 
     async def _run_once(self, work: Callable[[], T]) -> T:
         if self._inline:

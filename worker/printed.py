@@ -94,8 +94,9 @@ class Printed:
         """Keep the next bytes of a stream; while there is no room for them, wait."""
         for at in range(0, len(data), PIECE_BYTES):
             masked = self._masking[stream].feed(data[at : at + PIECE_BYTES])
-            await self._note_masks()
+            # From here on a cancel may come.
             self._unwritten[stream] = masked
+            await self._note_masks()
             while not self._write(stream):  # noqa: ASYNC110  no event tells of room on a disk
                 await trio.sleep(FULL_SECONDS)  # what is not taken in is kept by the server
             await self._hand_on(stream, self._cutters[stream].feed(masked.data))
@@ -130,8 +131,9 @@ class Printed:
     async def _note_masks(self) -> None:
         """Before what they mask is kept: who takes up from there must mask the same."""
         if self._masker.added != self._kept_masks:
-            self._kept_masks = self._masker.added
+            added = self._masker.added
             await self._keep_masks()
+            self._kept_masks = added
 
     def close(self) -> None:
         for capture in self.captures.values():

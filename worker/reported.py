@@ -95,8 +95,13 @@ class ReportedExecution:
         offsets = self._printed.offsets
         if self._result is not None or offsets in (self._told_live, NOTHING_RECEIVED):
             return None
+        try:
+            body = live_body(self._printed.captures)
+        except OSError as error:  # no more files, for a moment: the final row has it all
+            log.debug("spool_unreadable", error=error.strerror)
+            return None
         self._told_live = offsets
-        return live_body(self._printed.captures)
+        return body
 
     async def run(self) -> ServerResult:
         """How the execution ended; its final row is in the outbox then, and it in the state."""

@@ -34,13 +34,14 @@ class Stage:
     def __init__(self) -> None:
         self.path = new_path()
         self.kept: tuple[Secret, ...] = ()
+        self.seconds_to_keep = 0.0
         self.masks_when_written: list[int] = []
 
     def printed(self) -> Printed:
         masker = ExecutionMasker(Masker([Secret(SECRET)]), self.kept)
 
         async def keep_masks() -> None:
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(self.seconds_to_keep)
             self.kept = masker.added
 
         captures = {
@@ -150,3 +151,19 @@ async def test_more_than_a_hundred_masks_are_lines_as_any(
 
     assert stage.content().endswith(b"*** value-0101\n")
     assert len(stage.kept) == 100
+
+
+async def test_what_waits_for_its_masks_to_be_kept_is_not_lost_over_a_cancel(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage()
+    stage.seconds_to_keep = 60
+    printed = stage.printed()
+
+    with trio.move_on_after(1):
+        await printed.take_in(Stream.STDOUT, TEXT)
+    stage.seconds_to_keep = 0
+    await printed.end()
+
+    assert stage.content() == MASKED
+    assert [mask.reveal() for mask in stage.kept] == [ADDED]

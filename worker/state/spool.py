@@ -6,6 +6,10 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger()
+
 MAGIC = b"cwspool2"
 # Magic, limit, bytes kept, and how much of the stream these stand for.
 _header = struct.Struct("<8sQQQ")
@@ -68,10 +72,17 @@ class Spool:
             self.received, self.source = end, source
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from one offset up to another, of the first or the last half."""
+        """The bytes from one offset up to another, of the first or the last half; none where
+        somebody has deleted the file. Raises OSError where it cannot be read at the moment.
+        """
         if start >= end:
             return b""
-        with self._path.open("rb") as file:
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            log.warning("spool_deleted", path=str(self._path))
+            return b""
+        with file:
             return b"".join(
                 os.pread(file.fileno(), length, at) for at, length in self._places(start, end)
             )
