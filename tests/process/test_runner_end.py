@@ -270,7 +270,7 @@ def test_a_run_after_one_that_nobody_could_end_has_a_ticker_of_its_own(open_path
 
 def test_a_run_whose_directory_cannot_be_read_has_an_end(open_path: Path) -> None:
     def check(server: Server) -> None:
-        for mode in (b"300", b"100"):
+        for mode in (b"300", b"100", b"000", b"200", b"400", b"600"):
             run_id = new_id()
             script = b"chmod " + mode + b" $CRONIUM_CALLS/..; echo hi; exit 3"
             call = server.run(run_id, payload(script))

@@ -1,7 +1,5 @@
 """The runner: one ticker holds the limits of all runs of a call, and tidies up behind them."""
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -150,21 +148,21 @@ def test_without_its_ticker_a_run_is_heard_of(tmp_path: Path) -> None:
     in_every_shell(tmp_path, check, edits={"            rest 0.1\n": "            exit 1\n"})
 
 
-def test_what_a_ticker_owed_when_it_ended_is_removed(server: Server) -> None:
-    call = server.call("spare")
-    first, second, third = new_id(), new_id(), new_id()
-    call.run(first, b"true")
-    ticks = ticker(server)
-    wait_until(lambda: no_payload(server, first), "it has nothing to do")
-    os.kill(ticks, signal.SIGSTOP)
-    for run_id in (second, third):
-        call.run(run_id, b"true")
-    assert not no_payload(server, second)
-    kill(ticks)
+def test_what_a_ticker_owed_when_it_ended_is_removed(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call = server.call("spare")
+        ids = [new_id(), new_id()]
+        for run_id in ids:
+            call.run(run_id, b"true")
+        assert not any(no_payload(server, each) for each in ids)
+        kill(ticker(server))
 
-    assert call.finish() == 0
+        assert call.finish() == 0
 
-    wait_until(lambda: no_payload(server, second) and no_payload(server, third), "all are gone")
+        wait_until(lambda: all(no_payload(server, each) for each in ids), "all are gone")
+
+    removes = '        [ ! -d "$in" ] || rm -rf "$in"\n'
+    in_every_shell(tmp_path, check, edits={removes: f"        sleep 8\n{removes}"})
 
 
 @pytest.mark.quiet

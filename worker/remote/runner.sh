@@ -182,7 +182,7 @@ supervise() {
     while read -r order; do
         # shellcheck disable=SC2086  # words, to be split
         set -- $order
-        root=$1 id=$2 token=$3 limit_s=$4
+        root=$1 id=$2 token=$3 limit_s=$4 was_claimed=''
         run=$root/runs/$id in=in.$token woken=''
         # The wait for this is no jump of the clock.
         last_s=''
@@ -199,6 +199,7 @@ supervise() {
         # Between two runs they may end us; now they end a wait, and no more.
         trap 'woken=1' HUP TERM URG
         serve_run
+        [ -z "$was_claimed" ] || [ -h "$run/go" ] || leave_tomb
         cd /
         trap - HUP TERM URG
         # Most calls serve one run, and one that waits for a second may wait for long.
@@ -207,7 +208,8 @@ supervise() {
     done
     has_ticker || drop_owed
     exec 7>&- 8>&- </dev/null
-    [ -z "$script_pid" ] || wait "$script_pid"
+    # A script may have stopped it.
+    [ -z "$script_pid" ] || { kill -s CONT "$script_pid"; wait "$script_pid"; }
     # With those of one before us that was killed.
     set -- ${nests:+"$nests"-*}
     left=$*
@@ -277,11 +279,19 @@ serve_run() {
         echo "$verdict" >&3
         return
     }
+    was_claimed=1
     echo "$root $id $token $interpreter" >&7
     echo "new $$ $supervisor_started" >&3
     start_ticker
     watch
     finish
+}
+
+# The claim went with the run's directory, and it is not to be started again.
+leave_tomb() {
+    [ ! -e "$root/forgotten/$id" ] || return
+    { [ -d "$root/forgotten" ] || mkdir "$root/forgotten"; } 2>/dev/null
+    { echo "$boot $clock_s" >"$root/forgotten/$id"; } 2>/dev/null
 }
 
 # One ticker for all runs, as each of them would take a process, and a program for it to sleep by.
@@ -303,6 +313,18 @@ start_ticker() {
     echo "$run $in $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
 
+# We were woken for no reason: by the end of our ticker, or by what may be the end of it. Where there is no
+# uptime it wakes us each second.
+renew_ticker() {
+    if has_ticker; then
+        [ -n "$uptime" ] || return
+        # Not waited for: bash may have lost its end, and would wait for the script's.
+        kill -s KILL "$ticker"
+    fi
+    ticker=''
+    prepare_ticker && start_ticker
+}
+
 has_ticker() {
     [ -n "$ticker" ] && is_process "$ticker" "$ticker_started"
 }
@@ -314,7 +336,9 @@ tick() {
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
     trap '' URG
     # Nobody is to wait for our word who cannot have it, as where there can be no more processes.
-    trap 'echo tick >&3' EXIT
+    # Nor are we to go unnoticed amid a run.
+    trap 'echo tick >&3; kill -URG $$' EXIT
+    trap exit HUP TERM
     while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
         # Where the script was quicker to delete it, that is what we have to tell of.
         cd "$run" 2>/dev/null || cd /
@@ -328,6 +352,8 @@ tick() {
             # Less than that is a reason to go on: it was ended.
             [ "$rested" -eq 0 ] || [ "$rested" -gt 128 ] || exit
             is_at_end || is_process $$ "$supervisor_started" || exit
+            # Its script may have stopped it.
+            case $state_of in T*) kill -s CONT $$ ;; esac
             is_at_end || ! is_to_be_woken || kill -URG $$
         done
         [ ! -d "$in" ] || rm -rf "$in"
@@ -340,14 +366,14 @@ rest() {
     sleep "$1" 3>&- &
     sleeper=$!
     trap 'kill "$sleeper"' URG
-    if is_at_end; then kill "$sleeper"; else wait "$sleeper"; fi
-    rested=$?
+    rested=0
+    if is_at_end; then kill "$sleeper"; else wait "$sleeper" || rested=$?; fi
     trap '' URG
 }
 
 # Not by the record alone, which a script could have made up, nor by a directory that was deleted.
 is_at_end() {
-    ! is_process "$script_pid" "$script_started" && { find_record || [ ! -h go ]; }
+    ! is_process "$script_pid" "$script_started" && { find_record || is_gone; }
 }
 
 # Has the ticker go on to the next run. It may be gone, before or after it has removed what it should.
@@ -360,10 +386,15 @@ leave_ticker() {
         # By whoever nobody could end it would be kept.
         kill -s KILL "$ticker"
         wait "$ticker"
-    elif [ "$elapsed" -ge 100 ]; then
-        kill -URG "$ticker"
+    elif has_ticker; then
+        # A script may have stopped it.
+        case $state_of in T*) kill -s CONT "$ticker" ;; esac
+        # By now: it may have begun its longer rest while the end was recorded.
+        measure_since "$began_s" "$began_ms"
+        [ "$elapsed" -lt 90 ] || kill -URG "$ticker"
+        return
     fi
-    has_ticker || drop_owed
+    drop_owed
 }
 
 drop_owed() {
@@ -500,10 +531,12 @@ become_script() {
 }
 
 watch() {
-    reason='exit'
+    reason='exit' is_woken=''
     while :; do
         look_around
         [ "$reason" = exit ] || break
+        [ -z "$is_woken" ] || renew_ticker
+        is_woken=1
         wait "$script_pid"
         code=$?
         was_interrupted || break
@@ -558,9 +591,15 @@ look_around() {
     find_reason
 }
 
+# Whether the run's directory was deleted: it looks so too where a script has taken away our right to search it.
+is_gone() {
+    [ ! -h go ] || return 1
+    [ -x . ] || ! chmod u+rwx "$run" 2>/dev/null || [ ! -h go ]
+}
+
 # Sets code and reason where the run is to be ended.
 find_reason() {
-    if [ ! -h go ]; then
+    if is_gone; then
         code=125 reason=lost
     elif [ -e stop.cancel ]; then
         code=130 reason=cancel
@@ -572,7 +611,10 @@ find_reason() {
 }
 
 is_over_time() {
-    [ "$limit_s" -gt 0 ] && [ $(((clock_s - began_s) * 1000 + clock_ms - began_ms)) -ge $((limit_s * 1000)) ]
+    [ "$limit_s" -gt 0 ] || return 1
+    over_s=$((clock_s - began_s - limit_s))
+    # Not in ms alone, as mksh counts in 32 bits.
+    [ "$over_s" -ge -1 ] && [ $((over_s * 1000 + clock_ms - began_ms)) -ge 0 ]
 }
 
 is_over_output() {
@@ -630,21 +672,25 @@ sweep_daily() {
 # By a name alone, which is there as a whole or not at all, and needs no room: a file that was written, and then
 # renamed into place, was found empty on a full disk.
 record_exit() {
-    until find_record || { true >"exit.$1"; } 2>/dev/null || [ ! -h go ]; do
+    # Where it cannot even be searched it looks as if it were gone.
+    [ -x . ] || chmod u+rwx "$run" 2>/dev/null
+    until find_record || { true >"exit.$1"; } 2>/dev/null || is_gone; do
         # There may be no files left either, or the script has changed what we may.
         rm -rf in.*
-        chmod u+rwx .
+        chmod u+rwx "$run"
         sleep 1
     done
     # It is looked for by reading the directory.
-    find_record || chmod u+rwx . 2>/dev/null
+    find_record || chmod u+rwx "$run" 2>/dev/null
 }
 
 # Sets spent: the ms of user and system time of our children, as long as times can be read.
 measure_cpu() {
     user='' system=''
-    # Of a special builtin, which times is, a file that cannot be written would be the shell's end.
-    { command times >"$in/cpu" && { read -r rest && read -r user system; } <"$in/cpu"; } 2>/dev/null
+    # Of a special builtin, which times is, a file that cannot be written would be the shell's end; and a script
+    # may have put there what nobody opens at the other end.
+    { [ ! -p "$in/cpu" ] && command times >"$in/cpu" &&
+        { read -r rest && read -r user system; } <"$in/cpu"; } 2>/dev/null
     parse_time "$user" || return
     spent=$ms
     parse_time "$system" && spent=$((spent + ms))
@@ -668,7 +714,7 @@ wake_attacher() {
 
 read_attacher() {
     attached=''
-    { read -r attached <attacher; } 2>/dev/null
+    { [ ! -p attacher ] && read -r attached <attacher; } 2>/dev/null
     attacher=${attached%%.*}
     attacher_started=${attached#*.}
     attacher_boot=${attacher_started#*.}
@@ -778,6 +824,8 @@ find_tree() {
         return
     fi
     if [ -n "$group_is_ours" ]; then
+        # Also before it has a group of its own.
+        ! is_process "$leader" "$leader_started" || add_found "$leader"
         for path in $(grep -lsE "\\) [^ZX] [0-9]+ ([0-9]+ )?$leader " /proc/[0-9]*/stat); do
             add_found "$path"
         done
@@ -1355,12 +1403,20 @@ find_detacher() {
     fi
 }
 
+open_spool() {
+    { cd "$run" && command exec 4<out 5<err; } 2>/dev/null
+}
+
 # Just started by this very call, so nothing needs to be looked up.
 attach_started() {
-    cd "$run" || exit
+    # The script may have been quicker, and have changed what we may, or deleted it; it did start.
+    open_spool || { chmod u+rwx "$run" 2>/dev/null && open_spool; } || {
+        cd /
+        printf 'r new 0\nx 125 lost 0 0\n' || exit 74
+        return
+    }
     verdict=${verdict#new }
     supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot calls=calls.$token
-    exec 4<out 5<err
     take_over
     state=new
     echo 'r new 0'
@@ -1419,7 +1475,7 @@ me=''
 
 is_replaced() {
     attached=''
-    { read -r attached <attacher; } 2>/dev/null
+    { [ ! -p attacher ] && read -r attached <attacher; } 2>/dev/null
     [ -n "$attached" ] && [ "$attached" != "$me" ]
 }
 
@@ -1434,7 +1490,7 @@ follow() {
 
 follow_quietly() {
     trap '' URG
-    tick=0.05 tick_ms=50 quiet_ms=0 told=' ' told_count=0 is_new=''
+    tick=0.05 tick_ms=50 quiet_ms=0 unlooked_ms=0 told=' ' told_count=0 is_new=''
     [ "$state" != new ] || is_new=1
     [ "$state" != attached ] || tell_what_was_said
     while :; do
@@ -1458,7 +1514,7 @@ follow_quietly() {
             printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu" || exit 74
             return
         fi
-        if [ ! -h go ]; then
+        if is_gone; then
             printf 'x 125 lost 0 0\n' || exit 74
             return
         fi
@@ -1554,7 +1610,10 @@ choose_tick() {
         quiet_ms=$tick_ms
         printf 'k\n' || exit 74
     fi
-    [ "$tick_ms" -lt 1000 ] || ! is_lost || declare_lost
+    unlooked_ms=$((unlooked_ms + tick_ms))
+    [ "$unlooked_ms" -lt 1000 ] && return
+    unlooked_ms=0
+    ! is_lost || declare_lost
 }
 whole_seconds=''
 

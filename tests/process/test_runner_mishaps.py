@@ -1,0 +1,214 @@
+"""The runner: what a script, or somebody else, does to the parts of its runner meanwhile."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.process.runner_processes import ready, ticker
+from tests.process.runner_rig import (
+    SHELLS,
+    Server,
+    in_every_shell,
+    kill_if_alive,
+    line_message,
+    new_id,
+    payload,
+    serving,
+    wait_until,
+)
+from worker.demo.processes import is_alive
+
+SOMEBODY = 23_471
+RUN_DIRECTORY = b"${CRONIUM_CALLS%/*}"
+WITHOUT_CGROUPS = {"    nest='' ours=''\n": "    nest='' ours=''\n    return\n"}
+
+
+def script_of(server: Server) -> int:
+    """The process that has said which it is."""
+    file = server.home / "pid"
+    wait_until(lambda: file.exists() and file.read_text(), "the script runs")
+    return int(file.read_text())
+
+
+def is_ended(pid: int, within: float = 6.0) -> bool:
+    """Long before it would end by itself; it is ended in any case."""
+    deadline = time.monotonic() + within
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_alive(pid):
+        kill_if_alive(pid)
+        return False
+    return True
+
+
+def test_a_script_that_deletes_its_run_at_once_has_started(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call, run_id = server.call("spare"), new_id()
+
+        call.run(run_id, b"echo >>$HOME/starts; rm -rf %s; sleep 0.7" % RUN_DIRECTORY)
+
+        assert (call.heads[-2], call.end) == ("r new 0", (125, "lost"))
+        assert call.run(new_id(), b"echo two") == b"two\n"
+        again = server.call("spare")
+        again.run(run_id, b"echo >>$HOME/starts")
+        assert again.end == (125, "forgotten")
+        assert (server.home / "starts").read_text() == "\n"
+
+    begins = "attach_started() {\n"
+    in_every_shell(tmp_path, check, edits={begins: f"{begins}    sleep 0.5\n"})
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_whose_ticker_is_ended_keeps_its_limit(server: Server, how: signal.Signals) -> None:
+    script = b"sleep 0.3; echo $$ >$HOME/pid; exec sleep 25"
+    server.call("spare").send(line_message(new_id(), payload(script), limit_seconds=2))
+    pid = script_of(server)
+
+    os.kill(ticker(server), how)
+
+    assert is_ended(pid)
+
+
+def test_a_run_whose_ticker_could_start_nothing_for_a_while_keeps_its_limit(
+    open_path: Path,
+) -> None:
+    def limit(pid: int, processes: int) -> None:
+        identity = (f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}", "--clear-groups")
+        change = ("prlimit", f"--pid={pid}", f"--nproc={processes}:")
+        subprocess.run(["setpriv", *identity, *change], check=False, capture_output=True)
+
+    def check(server: Server) -> None:
+        script = b"echo $$ >$HOME/pid; exec sleep 25"
+        server.call("spare").send(line_message(new_id(), payload(script), limit_seconds=4))
+        pid = script_of(server)
+        ticks = ticker(server)
+
+        limit(ticks, 0)
+        time.sleep(1.6)
+        limit(ticks, 4096)
+
+        assert is_ended(pid, within=12)
+
+    in_every_shell(open_path, check, user=SOMEBODY)
+
+
+def test_a_script_that_prints_on_without_its_supervisor_is_lost(server: Server) -> None:
+    script = b"kill -KILL $PPID; for _ in $(seq 200); do echo x; sleep 0.1; done"
+    call = server.call("spare")
+    call.send(line_message(new_id(), payload(script), limit_seconds=2))
+
+    call.follow()
+
+    assert call.end == (125, "lost")
+    assert len(call.out) < 200
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_ticker_that_is_told_of_the_end_before_it_rests_tidies_up(
+    tmp_path: Path, shell: str
+) -> None:
+    rests = '    if is_at_end; then kill "$sleeper"; else'
+    late = (
+        '    [ "$1" = 0.1 ] || { until find_record || [ ! -h go ]; do :; done; n=0; '
+        f"while [ $n -lt 30000 ]; do n=$((n + 1)); done; }}\n{rests}"
+    )
+    with serving(tmp_path, shell, edits={rests: late}) as server:
+        call, run_id = server.call("spare"), new_id()
+        call.run(run_id, b"sleep 0.4")
+
+        wait_until(lambda: not server.payloads(run_id), "its payload is gone")
+
+
+def test_what_comes_next_waits_for_no_ticker_that_began_to_rest_meanwhile(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call, run_id = server.call("spare"), new_id()
+        call.run(run_id, b"true")
+
+        began = time.monotonic()
+        wait_until(lambda: not server.payloads(run_id), "its payload is gone")
+
+        assert time.monotonic() - began < 0.5
+
+    records = '    record_exit "$code.'
+    in_every_shell(tmp_path, check, edits={records: f"    sleep 0.3\n{records}"})
+
+
+def test_a_supervisor_that_its_script_stopped_goes_on(server: Server) -> None:
+    run_id, call = new_id(), server.call("spare")
+    call.send(line_message(run_id, payload(b"sleep 0.3; kill -STOP $PPID; exit 3")))
+    call.read_until_started()
+    try:
+        call.follow()
+    finally:
+        os.kill(server.supervisor(run_id), signal.SIGCONT)
+
+    assert call.end == (3, "exit")
+
+
+def test_a_ticker_that_a_script_stopped_holds_the_next_limit(server: Server) -> None:
+    call, first = server.call("spare"), new_id()
+    others = b"for pid in $(pgrep -P $PPID); do [ $pid = $$ ] || kill -STOP $pid; done"
+    call.run(first, b"sleep 0.3; " + others)
+    script = b"echo $$ >$HOME/pid; exec sleep 25"
+    call.send(line_message(new_id(), payload(script), limit_seconds=1))
+
+    assert is_ended(script_of(server))
+    call.follow()
+    assert not server.payloads(first)
+
+
+def test_what_was_ready_and_is_stopped_does_not_hold_up_the_end_of_its_call(
+    server: Server,
+) -> None:
+    call = server.call("spare")
+    supervisor, script = ready(server)
+    os.kill(script, signal.SIGSTOP)
+
+    call.finish()
+
+    assert is_ended(supervisor)
+    assert is_ended(script)
+
+
+def test_what_has_not_become_the_script_yet_is_ended(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call = server.call("spare")
+        _, script = ready(server)
+        os.kill(script, signal.SIGSTOP)
+
+        call.send(line_message(new_id(), payload(b"touch $HOME/started"), limit_seconds=1))
+        call.follow()
+
+        assert is_ended(script, within=0)
+        assert not (server.home / "started").exists()
+
+    in_every_shell(tmp_path, check, grace_ms=300, edits=WITHOUT_CGROUPS)
+
+
+@pytest.mark.parametrize(("place", "file"), [(b".", b"attacher"), (b"in.*", b"cpu")])
+def test_a_pipe_in_the_place_of_a_file_holds_up_nothing(
+    server: Server, place: bytes, file: bytes
+) -> None:
+    call, run_id = server.call("spare"), new_id()
+
+    # By then nobody makes it anew.
+    there = b"sleep 0.3; cd %s && cd %s" % (RUN_DIRECTORY, place)
+    call.run(run_id, there + b" && rm -f %s && mkfifo %s" % (file, file))
+
+    assert call.end == (0, "exit")
+    assert call.run(new_id(), b"echo two") == b"two\n"
+    assert server.ask("attach", run_id, "0", "0")[1].end == (0, "exit")
+
+
+def test_a_limit_of_a_month_is_not_over_at_once(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call = server.call("spare")
+        call.send(line_message(new_id(), payload(b"exit 3"), limit_seconds=30 * 86_400))
+        call.follow()
+        assert call.end == (3, "exit")
+
+    in_every_shell(tmp_path, check)
