@@ -30,6 +30,8 @@ POLL_MOST_SECONDS = 5.0
 # When the API fails: full jitter, so that a pool of workers does not come back as one.
 FAILED_FIRST_SECONDS = 0.5
 FAILED_MOST_SECONDS = 30.0
+# A poll that nobody waits for any more, because we or a proxy gave it up, is answered by then.
+GRANTED_SECONDS = 120.0
 # No round takes longer: a look for orphans, a poll of which each step is as slow as it may be, and
 # the pause after it.
 ROUND_SECONDS = 240.0
@@ -93,12 +95,13 @@ class Intake:
 
     async def _claim_forever(self, jobs: trio.Nursery, holding: trio.Nursery) -> NoReturn:
         failures = idle = 0
-        has_looked = False
+        has_looked, look_again_at = False, math.inf
         while True:
             self.due_at = trio.current_time() + ROUND_SECONDS
             # What was claimed under this id and never arrived: by a run of this worker before,
             # or with an answer that was lost.
-            if not has_looked:
+            if not has_looked or trio.current_time() >= look_again_at:
+                look_again_at = math.inf if has_looked else look_again_at
                 has_looked = await self.release_orphans()
             # The slot comes first: a claimed job must not wait, its lease is running.
             # Jobs that came in the place of held ones may be more than there are slots.
@@ -115,7 +118,8 @@ class Intake:
             except (QueueError, ProtocolError) as error:
                 self._note_failure(error)
                 failures += 1
-                has_looked = False
+                # The queue may still be at it, and grant what nobody waits for any more.
+                has_looked, look_again_at = False, trio.current_time() + GRANTED_SECONDS
                 await trio.sleep(_jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS))
                 continue
             self._telemetry.polled(trio.current_time() - began, len(claim.jobs))

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from tests.real_log import a_log
 from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, until_idle
 from worker.clock import now_ms
+from worker.demo.processes import is_alive
 from worker.demo.sshd import LocalServer, Sshd
 from worker.errors import HostKeyError
 from worker.remote.address import Address
@@ -266,3 +267,20 @@ async def test_a_server_whose_other_key_is_known_is_asked_for_that_one(tmp_path:
             pytest.fail(str(error))
         finally:
             server.close()
+
+
+async def test_a_run_whose_runner_does_not_hold_its_limit_is_ended(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dispatch.following.LATEST_WORD_SECONDS", 2)
+    mark = tmp_path / "mark"
+    others = "for pid in $(pgrep -P $PPID); do [ $pid = $$ ] || kill -KILL $pid; done"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            script = f"sleep 0.3; {others}; echo $$ >{mark}; exec sleep 50"
+            report = await rig.run(script, names, timeout_seconds=1)
+            await until_idle(rig)
+
+    assert outcomes(report) == {names[0]: ("lost", 125)}
+    assert not is_alive(int(mark.read_text()))

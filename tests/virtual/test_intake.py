@@ -371,3 +371,17 @@ async def test_a_job_that_ends_while_orphans_are_asked_for_is_none(
 
     assert jobs.ids == ()
     assert ("release", "a") not in rig.queue.said()
+
+
+async def test_a_job_that_is_granted_to_a_poll_that_was_given_up_goes_back(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.claims.append(NO_ANSWER)  # and the queue is still at it
+
+    async with claiming(rig, FakeJobs()):
+        await trio.sleep(40)
+        rig.queue.statuses["late"] = "claimed"
+        rig.queue.orphans.append("late")
+        await trio.sleep(300)
+
+    assert rig.queue.said().count(("release", "late")) == 1

@@ -41,6 +41,9 @@ KILLED = 137
 ANSWERS_AT_ONCE = 4
 ANSWER_ATTEMPTS = 4
 
+# To have the runner end what its supervisor did not: 5 s of grace, and what a connection takes.
+END_SECONDS = 15
+
 OutputSink = Callable[[Stream, bytes], Awaitable[None]]
 
 
@@ -102,6 +105,7 @@ class Following:
         if self._cancelled.is_set():
             error = "the job was cancelled, and nothing was heard of the run after that"
             return Ending(Outcome.CANCELLED, error)
+        await self._end_unheard()
         error = "nothing was heard of the run's end until long after its limit"
         if self._failure:
             error = f"{error}; {self._failure}"
@@ -209,6 +213,14 @@ class Following:
                 log.debug("reconnect_failed", error=str(error))
             await self._session.pause()
 
+    async def _end_unheard(self) -> None:
+        """Its runner should have ended it, and may not be there to do so."""
+        try:
+            with trio.move_on_after(END_SECONDS):
+                await self._session.signal(self._execution.id, "timeout")
+        except SshError as error:
+            log.warning("signal_failed", error=str(error))
+
     async def _signal(self, limit: trio.CancelScope) -> None:
         """Ask the runner to end the run, over connections as they come and go."""
         log.info("run_cancelling")
@@ -217,7 +229,7 @@ class Following:
         limit.deadline = min(limit.deadline, self._latest_word)
         while True:
             try:
-                await self._session.signal(self._execution.id)
+                await self._session.signal(self._execution.id, "cancel")
             except SshError as error:
                 log.warning("signal_failed", error=str(error))
             else:

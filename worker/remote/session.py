@@ -124,12 +124,10 @@ class ServerSession:
             urgent=True,
         )
 
-    async def signal(self, execution_id: str) -> None:
-        """End the run as cancelled."""
+    async def signal(self, execution_id: str, reason: str) -> None:
+        """End the run as `reason` says: cancel or timeout."""
         await self._call(
-            lambda there: runner.signal(
-                there.connection, there.runner.path, execution_id, "cancel"
-            ),
+            lambda there: runner.signal(there.connection, there.runner.path, execution_id, reason),
             urgent=True,
         )
 
