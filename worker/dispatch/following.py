@@ -229,7 +229,7 @@ class Following:
         limit.deadline = min(limit.deadline, self._latest_word)
         while True:
             try:
-                await self._session.signal(self._execution.id, "cancel")
+                await self._session.signal(self._execution.id)
             except SshError as error:
                 log.warning("signal_failed", error=str(error))
             else:

@@ -153,7 +153,7 @@ class Setup:
         with trio.move_on_after(STRAY_SECONDS):
             while True:
                 try:
-                    await self._session.signal(self._execution.id, "cancel")
+                    await self._session.signal(self._execution.id)
                     # Its tombstone stops a start that is only on its way; one that has come
                     # between is refused here, and signalled in the next turn.
                     await self._session.forget(self._execution.id)

@@ -124,7 +124,7 @@ class ServerSession:
             urgent=True,
         )
 
-    async def signal(self, execution_id: str, reason: str) -> None:
+    async def signal(self, execution_id: str, reason: str = "cancel") -> None:
         """End the run as `reason` says: cancel or timeout."""
         await self._call(
             lambda there: runner.signal(there.connection, there.runner.path, execution_id, reason),
