@@ -101,7 +101,8 @@ class Intake:
             # What was claimed under this id and never arrived: by a run of this worker before,
             # or with an answer that was lost.
             if not has_looked or trio.current_time() >= look_again_at:
-                look_again_at = math.inf if has_looked else look_again_at
+                if has_looked:
+                    look_again_at = math.inf
                 has_looked = await self.release_orphans()
             # The slot comes first: a claimed job must not wait, its lease is running.
             # Jobs that came in the place of held ones may be more than there are slots.

@@ -166,7 +166,7 @@ class Sshd:
         # The sshd of a connection leads a session, and its unprivileged half stays in it; what
         # the user runs gets sessions of its own.
         leaders = {process.pid for process in live_processes() if process.parent == self.pid}
-        if not leaders:  # each look is at all there are
+        if not leaders:  # each look is at all processes that there are
             return 0
         end_processes(
             lambda: [
