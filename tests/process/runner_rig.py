@@ -347,6 +347,9 @@ class Server:
     def supervisor(self, run_id: str) -> int:
         return int((self.directory(run_id) / "go").readlink().name.split(".")[0])
 
+    def script(self, run_id: str) -> int:
+        return int((self.directory(run_id) / "script").read_text().split()[0])
+
     def wait_for_the_janitor(self, run_id: str) -> None:
         """Until all is done that comes after the end of a run."""
         supervisor = self.supervisor(run_id)

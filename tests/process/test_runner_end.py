@@ -428,16 +428,27 @@ def test_signals_that_wake_the_supervisor_do_not_pass_for_the_scripts_end(tmp_pa
 
 def test_an_exit_code_is_told_as_it_is_whatever_signals_come(tmp_path: Path) -> None:
     def check(server: Server) -> None:
-        for code in (1, 15, 16, 23, 127, 128, 200):
+        for code in 2 * (1, 15, 16, 23, 127, 128, 200):
             run_id = new_id()
             call = server.start(run_id, payload(b"sleep 0.05; exit %d" % code))
-            with suppress(ProcessLookupError):
-                supervisor = server.supervisor(run_id)
-                for _ in range(30):
-                    os.kill(supervisor, signal.SIGURG)
-                    time.sleep(0.005)
+            supervisor, script = server.supervisor(run_id), server.script(run_id)
+            deadline = time.monotonic() + 5
+            # To the very end: the last of them is the one that matters.
+            while is_alive(script) and time.monotonic() < deadline:
+                os.kill(supervisor, signal.SIGURG)
+                time.sleep(0.0002)
             call.finish()
             lost = (125, "lost") if server.shell == "bash" else None
             assert call.end in ((code, "exit"), lost)
+
+    in_every_shell(tmp_path, check, edits={"rest 1\n": "rest 0.1\n"})
+
+
+def test_an_exit_code_like_a_signal_to_its_supervisor_is_told(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        for code in (129, 143, 144, 149, 151):
+            call = server.start(new_id(), payload(b"exit %d" % code))
+            call.finish()
+            assert call.end == (code, "signal")
 
     in_every_shell(tmp_path, check)

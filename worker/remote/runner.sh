@@ -183,7 +183,7 @@ supervise() {
         # shellcheck disable=SC2086  # words, to be split
         set -- $order
         root=$1 id=$2 token=$3 limit_s=$4 was_claimed=''
-        run=$root/runs/$id in=in.$token woken=''
+        run=$root/runs/$id in=in.$token
         # The wait for this is no jump of the clock.
         last_s=''
         [ -n "$script_pid" ] || prepare_script
@@ -197,7 +197,7 @@ supervise() {
         # Without one nothing would hold its limits.
         prepare_ticker || break
         # Between two runs they may end us; now they end a wait, and no more.
-        trap 'woken=1' HUP TERM URG
+        trap '' HUP TERM URG
         serve_run
         [ -z "$was_claimed" ] || [ -h "$run/go" ] || leave_tomb
         cd /
@@ -342,7 +342,7 @@ tick() {
     while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
         # Where the script was quicker to delete it, that is what we have to tell of.
         cd "$run" 2>/dev/null || cd /
-        last_s=''
+        last_s='' overdue=0
         is_at_end || {
             rest 0.1
             is_at_end || echo tick >&3
@@ -354,7 +354,7 @@ tick() {
             is_at_end || is_process $$ "$supervisor_started" || exit
             # Its script may have stopped it.
             case $state_of in T*) kill -s CONT $$ ;; esac
-            is_at_end || ! is_to_be_woken || kill -URG $$
+            is_at_end || ! { is_to_be_woken || is_overdue; } || kill -URG $$
         done
         [ ! -d "$in" ] || rm -rf "$in"
         cd /
@@ -410,6 +410,14 @@ is_to_be_woken() {
     reason='exit'
     find_reason
     [ -z "$uptime" ] || [ "$reason" != exit ]
+}
+
+# bash may lose the end of its script to a signal, and then waits for as long as it has other children, as us. Not
+# at once, as it may be just about to tell of that end.
+is_overdue() {
+    ! is_process "$script_pid" "$script_started" || return 1
+    overdue=$((overdue + 1))
+    [ "$overdue" -gt 3 ]
 }
 
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
@@ -537,8 +545,7 @@ watch() {
         [ "$reason" = exit ] || break
         [ -z "$is_woken" ] || renew_ticker
         is_woken=1
-        wait "$script_pid"
-        code=$?
+        wait_for_script
         was_interrupted || break
     done
     if [ "$reason" != exit ]; then
@@ -550,30 +557,39 @@ watch() {
     [ "$code" -le 128 ] || [ "$code" -gt 192 ] || reason=signal
 }
 
+# Sets code, and woken if there was a signal. Only here they are heard: yash forgets that a function was to return
+# where one comes just then.
+wait_for_script() {
+    woken=''
+    trap 'woken=1' HUP TERM URG
+    wait "$script_pid"
+    code=$?
+    trap '' HUP TERM URG
+}
+
 # A wait ends for the script or for a signal to us, and its status does not say which.
 was_interrupted() {
-    [ -n "$woken" ] || return 1
-    woken=''
     is_of_our_signals || return 1
+    # For one that comes as a wait returns, bash ends its next wait too, which is to be this.
+    [ -z "${BASH_VERSION-}" ] || wait $$ 2>/dev/null
     # As another user, which sudo is, it cannot be signalled.
     kill -0 "$script_pid" 2>/dev/null || is_process "$script_pid" "$script_started" && return 0
+    [ -n "$woken" ] || return 1
     # Some shells reap as soon as the script ends; they then still have its status, but a signal
     # may end this wait too.
     for _ in 1 2 3; do
-        wait "$script_pid"
-        again=$?
-        [ "$again" -ge 0 ] && [ "$again" -ne 127 ] || break
-        code=$again
+        before=$code
+        wait_for_script
+        [ "$code" -ge 0 ] && [ "$code" -ne 127 ] || break
         is_of_our_signals || return 1
     done
     # bash leaves a wait from within the signal's handler, perhaps with a status that it has read
     # and not yet noted: that is gone, and must not pass for death by that signal. In others 127 is
     # the script's own, or says that the first wait had its status; nothing dies of an URG.
-    case ${BASH_VERSION:+bash}$((code % 128)) in
-    1 | 15) ;;
-    bash1 | bash15) [ "$again" -eq "$code" ] || code=125 reason=lost ;;
+    case ${BASH_VERSION:+bash}$((before % 128)) in
+    1 | 15) code=$before ;;
+    bash1 | bash15) [ "$code" -eq "$before" ] || code=125 reason=lost ;;
     bash*) code=125 reason=lost ;;
-    *) code=$again ;;
     esac
     return 1
 }
@@ -585,7 +601,6 @@ is_of_our_signals() {
 }
 
 look_around() {
-    woken=''
     read_clock
     [ "$jumped_s" -eq "$written_s" ] || write_began
     find_reason
