@@ -32,11 +32,15 @@ GATHER_MS = 100
 
 
 class LastWord:
-    """What becomes of the entry that ends a job: `accepted` once `said` is set."""
+    """What becomes of the entry that ends a job: `accepted` once `said` is set.
 
-    def __init__(self) -> None:
+    `is_kept` from when that entry is in the outbox for sure.
+    """
+
+    def __init__(self, *, is_kept: bool = False) -> None:
         self.said = trio.Event()
         self.accepted = False
+        self.is_kept = is_kept
 
     def say(self, *, accepted: bool) -> None:
         self.accepted = accepted
@@ -141,6 +145,7 @@ class Relay:
         """As `put_made`, for the entry that ends a job and whose fate matters to the caller."""
         word = self._last_words[job_id] = LastWord()
         await self.put_made(lambda: (make(),), also=also)
+        word.is_kept = True
         return word
 
     async def take_up(self) -> list[tuple[KeptJob, LastWord | None]]:
@@ -150,7 +155,8 @@ class Relay:
         to the queue any more.
         """
         kept, undelivered = await self._database.run(self._take_up)
-        words = {job.job_id: LastWord() for job in kept if job.state is JobState.REPORTED}
+        reported = [job.job_id for job in kept if job.state is JobState.REPORTED]
+        words = {job_id: LastWord(is_kept=True) for job_id in reported}
         for job_id, word in words.items():
             if job_id in undelivered:
                 self._last_words[job_id] = word
@@ -195,6 +201,7 @@ class Relay:
 
     async def drop(self, job_id: str) -> None:
         """Say nothing more of a job that is not ours, and know nothing of it."""
+        self._last_words.pop(job_id, None)
         if job_id in self._in_flight:
             self._dropped.add(job_id)
         await self._database.run(partial(self._aftermath.drop, job_id))
@@ -236,25 +243,39 @@ class Relay:
                     self.due_at = trio.current_time() + LOOK_SECONDS
                     self._news, self._is_behind = trio.Event(), False
                     look = partial(self._look, frozenset(self._in_flight), self._now())
-                    goes, next_due_at = await self._database.run(look)
+                    words = {
+                        job_id: word
+                        for job_id, word in self._last_words.items()
+                        if word.is_kept and job_id not in self._in_flight
+                    }
+                    goes, next_due_at, ending = await self._database.run(look)
                     for job_id, go in goes.items():
                         self._take(job_id, go)
+                    for job_id in words.keys() - ending - self._in_flight:
+                        self._leave_unsaid(job_id, words[job_id])
                     await self._wait_for_work(next_due_at)
             finally:
                 self._deliveries = None
 
     def _look(
         self, in_flight: frozenset[str], now: int
-    ) -> tuple[dict[str, list[QueuedEntry]], int | None]:
-        """What is due, with nothing to tell yet of jobs that are in flight; and when something is
-        that is not yet."""
+    ) -> tuple[dict[str, list[QueuedEntry]], int | None, frozenset[str]]:
+        """What is due, with nothing to tell yet of jobs that are in flight; when something is
+        that is not yet; and the jobs whose end is still to be told."""
         with self._database.transaction():
             jobs = self._outbox.due_jobs(limit=CONCURRENT_DELIVERIES + 1, now=now)
             goes = {
                 job_id: [] if job_id in in_flight else self._outbox.next_of(job_id, now=now)
                 for job_id in jobs
             }
-            return goes, self._outbox.next_due_at(after=now)
+            return goes, self._outbox.next_due_at(after=now), self._outbox.ending_jobs()
+
+    def _leave_unsaid(self, job_id: str, word: LastWord) -> None:
+        """An operator has dropped the entry. As after a restart, nobody waits for it any more."""
+        if self._last_words.get(job_id) is word:
+            del self._last_words[job_id]
+            log.warning("outbox_dropped", job_id=job_id)
+            word.say(accepted=True)
 
     def _take(self, job_id: str, go: list[QueuedEntry]) -> None:
         """Have what is due of a job delivered, unless that has to wait for a delivery."""

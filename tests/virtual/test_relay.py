@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
 from worker.errors import ProtocolError, QueueUnavailableError
+from worker.relay import IDLE_SECONDS
 from worker.state.outbox import Entry, Kind
 from worker.verdicts import MOST_PAUSE_SECONDS, pause_seconds
 
@@ -618,6 +619,29 @@ async def test_a_result_that_is_too_large_without_any_output_is_parked(
     await delivered(rig, complete())
 
     assert len(rig.parked()) == 1
+
+
+async def test_nobody_waits_for_the_end_of_a_job_that_an_operator_has_dropped(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.fault("complete", "job_1", *1000 * [BUSY])
+    rig.queue.fault("complete", "job_2", *1000 * [BUSY])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        word = await rig.relay.put_last("job_1", complete, also=lambda: None)
+        other = await rig.relay.put_last("job_2", lambda: complete("job_2"), also=lambda: None)
+        await trio.sleep(60)
+        assert not word.said.is_set()
+
+        (entry, _) = rig.outbox.all()
+        assert rig.outbox.drop(entry.id)
+
+        with trio.fail_after(IDLE_SECONDS + 1):
+            await word.said.wait()
+        assert word.accepted
+        await trio.sleep(60)
+        assert not other.said.is_set()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(

@@ -204,6 +204,15 @@ class Outbox:
             ).fetchone()
         return row is not None
 
+    def ending_jobs(self) -> frozenset[str]:
+        """The jobs whose end is still to be delivered."""
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                "SELECT job_id FROM outbox WHERE kind IN (?, ?) AND parked IS NULL",
+                (Kind.COMPLETE, Kind.FAIL),
+            ).fetchall()
+        return frozenset(job_id for (job_id,) in rows)
+
     def pending_jobs(self) -> tuple[str, ...]:
         """The jobs of which something is still to be delivered."""
         with self._database.transaction() as tx:
