@@ -1,5 +1,6 @@
 """Entries on their way to the API, and what becomes of them."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -13,8 +14,8 @@ from worker.report import cancelled_entry, row_of
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, QueuedEntry
 from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, judge
 
-# A row that the API answers with a fault of its own so often is given up: rows are best
-# effort and never block `complete`.
+# A row that cannot be told so often, while the API answers what is asked before it, is given up:
+# rows are best effort and never block `complete`.
 ROW_ATTEMPTS = 4
 # An entry that is older may be of a job that is another's by now; a lease is longer.
 FRESH_MS = 10_000
@@ -35,6 +36,8 @@ class Delivery:
         self._client = client
         self._has_runs = has_runs
         self._now = now
+        # How often a row could not be told, by its entry: those of an outage are none of these.
+        self._faults = Counter[tuple[int, int]]()
 
     async def attempt(self, queued: QueuedEntry, claim: str | None) -> Verdict:
         try:
@@ -98,13 +101,16 @@ class Delivery:
                 return Disowned("the job is another worker's")
         except (QueueUnavailableError, ProtocolError) as error:
             return Later(str(error))
+        row = (queued.id, queued.created_at)
+        self._faults[row] += 1
         try:
             verdict = await self._send_row(queued.entry)
         except (QueueUnavailableError, ProtocolError) as error:
             verdict = judge(queued.entry, error)
-        if isinstance(verdict, Later) and queued.attempts + 1 >= ROW_ATTEMPTS:
-            return Parked(verdict.reason)
-        return verdict
+        if isinstance(verdict, Later) and self._faults[row] < ROW_ATTEMPTS:
+            return verdict
+        del self._faults[row]
+        return Parked(verdict.reason) if isinstance(verdict, Later) else verdict
 
     async def _is_ours(self, job_id: str) -> bool:
         try:

@@ -109,7 +109,11 @@ class Intake:
             while self.free_slots <= 0:
                 self.due_at = math.inf
                 self._slot_freed = trio.Event()
-                await self._slot_freed.wait()
+                with trio.move_on_at(look_again_at):
+                    await self._slot_freed.wait()
+                if trio.current_time() >= look_again_at:
+                    look_again_at = math.inf
+                    await self.release_orphans()
             self.due_at = trio.current_time() + ROUND_SECONDS
             # The queue counts held jobs against the poll, so ask for as many more.
             began = trio.current_time()

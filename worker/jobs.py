@@ -38,6 +38,8 @@ from worker.telemetry import JobTrace
 log = structlog.get_logger()
 
 RELEASE_SECONDS = 5
+# No event tells of a file that can be opened again.
+UNREADABLE_SECONDS = 2.0
 
 
 class Jobs:
@@ -202,13 +204,8 @@ class Jobs:
         log.info("job_started", event_id=plan.event_id, servers=len(plan.executions))
         # A job that was cancelled meanwhile is not started; but a worker before may have done so.
         is_left = flight.cancelled.is_set() or flight.may_have_begun
-        crew = Crew(
-            plan,
-            self._around,
-            flight,
-            self._ownership,
-            trace=trace,
-            is_left=is_left,
+        crew = await _once_readable(
+            partial(Crew, plan, self._around, flight, self._ownership, trace=trace, is_left=is_left)
         )
         logs.mask_with(crew.masker.mask_text)
         report = partial(self._report, plan, crew, flight, trace, began_at)
@@ -237,15 +234,18 @@ class Jobs:
             trace.started(now_ms())
             structlog.contextvars.bind_contextvars(**trace.log_fields)
         log.info("job_taken_up", state=kept.state, servers=len(plan.executions))
-        crew = Crew(
-            plan,
-            self._around,
-            flight,
-            self._ownership,
-            trace=trace,
-            is_left=True,
-            kept=kept,
-            masks=masks,
+        crew = await _once_readable(
+            partial(
+                Crew,
+                plan,
+                self._around,
+                flight,
+                self._ownership,
+                trace=trace,
+                is_left=True,
+                kept=kept,
+                masks=masks,
+            )
         )
         logs.mask_with(crew.masker.mask_text)
         report = (
@@ -357,3 +357,13 @@ class Jobs:
         await last_word.said.wait()
         flight.is_over = True
         return last_word.accepted
+
+
+async def _once_readable(make: Callable[[], Crew]) -> Crew:
+    """A crew looks at what its job has printed so far, and a file cannot always be opened."""
+    while True:
+        try:
+            return make()
+        except OSError as error:
+            log.warning("spool_unreadable", error=error.strerror)
+        await trio.sleep(UNREADABLE_SECONDS)

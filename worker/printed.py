@@ -63,7 +63,7 @@ class Printed:
     @property
     def has_begun(self) -> bool:
         """Whether the run is known to have started, perhaps to an earlier worker."""
-        return self.captures[Stream.STDOUT].exists
+        return any(capture.exists for capture in self.captures.values())
 
     @property
     def offsets(self) -> Offsets:
@@ -110,7 +110,9 @@ class Printed:
             before = self._unwritten.get(stream)
             data = masked.data if before is None else before.data + masked.data
             self._unwritten[stream] = Masked(data, masked.consumed)
-            if data and self._write(stream):
+            if data:
+                while not self._write(stream):  # noqa: ASYNC110  as above
+                    await trio.sleep(FULL_SECONDS)
                 await self._hand_on(stream, self._cutters[stream].feed(data))
             await self._hand_on(stream, self._cutters[stream].flush())
         if self._masker.refused:

@@ -496,11 +496,17 @@ def test_a_job_that_is_kept_and_read_again_makes_the_same_plan() -> None:
     assert plan_job(again, **options) == plan_job(job, **options)
 
 
-def test_nesting_too_deep_to_follow_is_a_named_error() -> None:
+def test_nesting_too_deep_to_follow_is_a_named_error_of_its_job() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
+    body = json.dumps({"jobs": [a_job(id="bad", inputData="XX"), a_job(id="z")]}).encode()
 
+    bad, good = decode_claim(body.replace(b'"XX"', deep))
+
+    assert isinstance(bad, BadJob)
+    assert (bad.id, "recursion" in bad.fault) == ("bad", True)
+    assert isinstance(good, JobBody)
     with pytest.raises(ProtocolError):
-        decode_claim(b'{"jobs": [{"id": "a", "execution": {"inputData": ' + deep + b"}}]}")
+        decode_claim(b'{"jobs": [{"id": "a", "execution": {"inputData": ' + deep)
 
 
 json_values = st.recursive(

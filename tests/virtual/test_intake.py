@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from tests.fakes import NO_ANSWER, FakeQueue, Rig, relay_rig
 from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody
 from worker.errors import ProtocolError, QueueRefusedError
-from worker.intake import Intake
+from worker.intake import GRANTED_SECONDS, Intake
 from worker.jobs import Jobs
 
 
@@ -371,6 +371,22 @@ async def test_a_job_that_ends_while_orphans_are_asked_for_is_none(
 
     assert jobs.ids == ()
     assert ("release", "a") not in rig.queue.said()
+
+
+async def test_what_was_granted_late_goes_back_though_all_slots_are_busy(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.claims.append(NO_ANSWER)  # and the queue is still at it
+    jobs = FakeJobs()
+    jobs.seconds["long"] = 36_000
+    async with claiming(rig, jobs, slots=1):
+        await trio.sleep(20)
+        rig.queue.offer(a_job("long"))
+        await jobs.wait_started(1)
+        rig.queue.orphans.append("late")
+        await trio.sleep(2 * GRANTED_SECONDS)
+
+    assert rig.queue.said("release") == [("release", "late")]
 
 
 async def test_a_job_that_is_granted_to_a_poll_that_was_given_up_goes_back(

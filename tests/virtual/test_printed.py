@@ -167,3 +167,22 @@ async def test_what_waits_for_its_masks_to_be_kept_is_not_lost_over_a_cancel(
 
     assert stage.content() == MASKED
     assert [mask.reveal() for mask in stage.kept] == [ADDED]
+
+
+async def test_what_was_held_back_until_the_end_waits_for_room_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage()
+    printed = stage.printed()
+    await printed.take_in(Stream.STDOUT, f"all: {SECRET[:8]}".encode())
+    really_write = Spool.write
+
+    def write(spool: Spool, data: bytes, *, source: int | None = None) -> None:
+        if trio.current_time() < 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really_write(spool, data, source=source)
+
+    monkeypatch.setattr(Spool, "write", write)
+    await printed.end()
+
+    assert stage.content() == f"all: {SECRET[:8]}".encode()

@@ -359,6 +359,17 @@ async def test_a_row_that_the_api_fails_over_again_is_given_up_and_complete_goes
     assert rig.queue.completions == [("job_1", "completed")]
 
 
+async def test_an_outage_is_not_held_against_a_row(autojump_clock: MockClock, rig: Rig) -> None:
+    rig.queue.rows["e1"] = ["queued"]
+    rig.queue.fault("update", "e1", NO_ANSWER, BUSY, BUSY)
+    rig.queue.fault("read", "job_1", *6 * [NO_ANSWER])
+
+    await delivered(rig, update("e1"))
+
+    assert rig.parked() == []
+    assert rig.queue.rows["e1"] == ["queued", "COMPLETED"]
+
+
 async def test_an_outage_of_an_hour_loses_no_row(autojump_clock: MockClock, rig: Rig) -> None:
     began = trio.current_time()
     outage(rig, "create", "e1", [BUSY, NO_ANSWER] * 200)

@@ -29,6 +29,8 @@ QUEUE_API = Api("the queue API", QueueUnavailableError, QueueRefusedError)
 _job_answer = msgspec.json.Decoder(wire.JobAnswerBody)
 _heartbeat_answer = msgspec.json.Decoder(wire.HeartbeatAnswerBody)
 _orphans = msgspec.json.Decoder(tuple[wire.OrphanBody, ...])
+# A page that something on the way shows in the API's place is no answer of it.
+_said = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _variable = msgspec.json.Decoder(wire.VariableBody)
 
 
@@ -72,12 +74,13 @@ class QueueClient:
         """
         body = wire.AcknowledgeBody(orchestrator_id=self._worker_id, timestamp=rfc3339(now_ms()))
         response = await self._call("POST", f"jobs/{segment(job_id)}/acknowledge", body)
-        return decode(_job_answer, response).job
+        return decode(_job_answer, response, is_deep=True).job
 
     async def orphaned(self) -> tuple[str, ...]:
         """The jobs claimed or running under this worker's id, 100 at most."""
         response = await self._call("GET", f"jobs/orphaned?orchestratorId={self._worker_id}")
-        return tuple(row.id for row in decode(_orphans, response))
+        # A row has what its job was made of, and so has that of a job.
+        return tuple(row.id for row in decode(_orphans, response, is_deep=True))
 
     async def look(self) -> str | None:
         """Ask for what changes nothing; the answer's Date (RFC 9110), where it has one."""
@@ -93,27 +96,27 @@ class QueueClient:
             status="running", timestamp=rfc3339(now_ms()), executions=tuple(rows)
         )
         response = await self._call("PUT", f"jobs/{segment(job_id)}/status", body, claim=claim)
-        return decode(_job_answer, response).job
+        return decode(_job_answer, response, is_deep=True).job
 
     async def create_execution(self, execution_id: str, body: bytes) -> None:
-        await self._call("POST", f"executions/{segment(execution_id)}/create", body)
+        await self._tell("POST", f"executions/{segment(execution_id)}/create", body)
 
     async def update_execution(self, execution_id: str, body: bytes) -> None:
-        await self._call("PUT", f"executions/{segment(execution_id)}/update", body)
+        await self._tell("PUT", f"executions/{segment(execution_id)}/update", body)
 
     async def put_rows(self, job_id: str, rows: Sequence[wire.RowBody], *, claim: str) -> None:
         """Create and update a job's executions, all or none; what is created already stays."""
         body = wire.RowsBody(executions=tuple(rows))
-        await self._call("POST", f"jobs/{segment(job_id)}/executions", body, claim=claim)
+        await self._tell("POST", f"jobs/{segment(job_id)}/executions", body, claim=claim)
 
     async def complete(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
-        await self._call("POST", f"jobs/{segment(job_id)}/complete", body, claim=claim)
+        await self._tell("POST", f"jobs/{segment(job_id)}/complete", body, claim=claim)
 
     async def fail(self, job_id: str, body: bytes, *, claim: str | None = None) -> None:
-        await self._call("POST", f"jobs/{segment(job_id)}/fail", body, claim=claim)
+        await self._tell("POST", f"jobs/{segment(job_id)}/fail", body, claim=claim)
 
     async def release(self, job_id: str, body: bytes) -> None:
-        await self._call("POST", f"jobs/{segment(job_id)}/release", body)
+        await self._tell("POST", f"jobs/{segment(job_id)}/release", body)
 
     async def heartbeat(
         self, running_jobs: tuple[str, ...], capacity: wire.CapacityBody
@@ -151,6 +154,12 @@ class QueueClient:
 
     async def put_variable(self, user_id: str, key: str, value: msgspec.Raw) -> None:
         await self._call("PUT", _variable_path(user_id, key), wire.VariableBody(value=value))
+
+    async def _tell(
+        self, method: str, path: str, body: wire.Body | bytes, *, claim: str | None = None
+    ) -> None:
+        """Nothing is to be learned from the answer but that the API has heard."""
+        decode(_said, await self._call(method, path, body, claim=claim), is_deep=True)
 
     async def _call(
         self,

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from worker import __version__
-from worker.api import wire
+from worker.api import cut, wire
 from worker.errors import ProtocolError
 
 T = TypeVar("T")
@@ -226,9 +226,18 @@ def _route(path: str) -> str:
     return "/".join(part if part in _WORDS else "{}" for part in parts)
 
 
-def decode(decoder: msgspec.json.Decoder[T], response: httpx.Response) -> T:
+def decode(
+    decoder: msgspec.json.Decoder[T], response: httpx.Response, *, is_deep: bool = False
+) -> T:
+    """What the answer says; `is_deep` is for what holds more than is read, however deep that is."""
+    content = response.content
     try:
-        return decoder.decode(response.content)
+        try:
+            return decoder.decode(content)
+        except RecursionError:
+            if not is_deep:
+                raise
+            return decoder.decode(cut.shallow(content))
     except wire.UNDECODABLE as error:
         raise ProtocolError(f"{response.request.url.path}: {error}") from error
 
@@ -238,6 +247,8 @@ def _message(response: httpx.Response) -> str | None:
     try:
         body = _error.decode(response.content)
     except wire.UNDECODABLE:
+        return None
+    if not body.error:  # a gateway's
         return None
     # The runtime API has the status in words as `error`, and says why beside it.
     said = body.message if isinstance(body.message, str) else ""

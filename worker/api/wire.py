@@ -1,12 +1,12 @@
 """The bodies of the queue API, as the Cronium app speaks it."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from worker.api import cut
 from worker.errors import ProtocolError
 
 # Ids that come from outside become parts of paths and of execution ids.
@@ -322,7 +322,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
-    """The jobs of one claim, in the queue's order; a container job need not be complete.
+    """The jobs of one claim, in the queue's order.
 
     Raises ProtocolError, naming the field, if `body` is not a claim at all.
     """
@@ -330,20 +330,17 @@ def decode_claim(body: bytes) -> tuple[JobBody | BadJob, ...]:
         claim = _claim.decode(body)
     except UNDECODABLE as error:
         return _decode_one_by_one(body, error)
-    return tuple(_decode_job(raw, raw) for raw in claim.jobs)
+    return tuple(map(_decode_job, claim.jobs))
 
 
 def _decode_one_by_one(body: bytes, fault: Exception) -> tuple[JobBody | BadJob, ...]:
     """A claim that holds what msgspec does not read, such as half of a surrogate pair, which the
     app's language can write: the job that it stands in is at fault, not the others."""
     try:
-        jobs = [dict(job) for job in json.loads(body)["jobs"]]
-    except (*UNDECODABLE, ValueError, KeyError, TypeError):
+        jobs = tuple(cut.elements(cut.member(body, "jobs") or b""))
+    except ValueError:
         raise ProtocolError(f"claim: {fault}") from fault
-    return tuple(
-        _decode_job(Raw(json.dumps(job).encode()), Raw(json.dumps({"id": job.get("id")}).encode()))
-        for job in jobs
-    )
+    return tuple(map(_decode_job, jobs))
 
 
 def decode_job(body: bytes) -> JobBody:
@@ -357,14 +354,15 @@ def decode_job(body: bytes) -> JobBody:
         raise ProtocolError(f"job: {error}") from error
 
 
-def _decode_job(raw: Raw, key: Raw) -> JobBody | BadJob:
+def _decode_job(raw: bytes | Raw) -> JobBody | BadJob:
     try:
         return _job.decode(raw)
     except UNDECODABLE as error:
         fault = f"job: {error}"
     try:
-        return BadJob(_job_key.decode(key).id, fault)
-    except UNDECODABLE:
+        found = cut.member(bytes(raw), "id")
+        return BadJob(_job_key.decode(b'{"id":%s}' % found).id if found else None, fault)
+    except (*UNDECODABLE, ValueError):
         return BadJob(None, fault)
 
 

@@ -12,6 +12,7 @@ from worker.dispatch.helper_calls import HelperCalls
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import Outcome, Phase
 from worker.errors import (
+    AuthenticationError,
     ConnectError,
     ConnectionLostError,
     DeployError,
@@ -23,7 +24,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.remote.attachment import NO_SUCH_RUN_STATUS, Attachment, Offsets
-from worker.remote.frames import Call, Ended, Output, Started, Stream, Superseded
+from worker.remote.frames import Call, Ended, Output, Reason, Started, Stream, Superseded
 from worker.remote.session import ServerSession
 from worker.settings import Settings
 from worker.trigger import Trigger
@@ -40,6 +41,10 @@ KILLED = 137
 # Answers on their way at once: sshd has 10 channels for a connection, and may have fewer.
 ANSWERS_AT_ONCE = 4
 ANSWER_ATTEMPTS = 4
+
+# A login is refused for a while where its server cannot read its keys just then. Not asked for more
+# often: an account may be locked after a few refusals.
+REFUSED_SECONDS = (60, 120, 240, 480)
 
 # To have the runner end what its supervisor did not: 5 s of grace, and what a connection takes.
 END_SECONDS = 15
@@ -130,8 +135,8 @@ class Following:
                     SupersededError,
                 ) as error:
                     failure = error
-                if isinstance(failure, SupersededError) and not await self._still_ours():
-                    await trio.sleep_forever()  # whoever asked cancels the whole job
+                if isinstance(failure, SupersededError):
+                    await self._leave_if_not_ours()
                 self._failure = str(failure)
                 log.warning("connection_lost", error=self._failure)
                 if isinstance(failure, RunnerMissingError):
@@ -142,6 +147,7 @@ class Following:
             was_heard_of = self._was_heard_of or self.began is not None
             if error.status == NO_SUCH_RUN_STATUS and not was_heard_of:
                 return Ending(Outcome.CANCELLED, "the job was cancelled before its start")
+            await self._leave_if_not_ours()
             return Ending(Outcome.LOST, f"the run vanished from the server: {error}")
         except SshError as error:
             return Ending(Outcome.LOST, str(error))
@@ -180,6 +186,8 @@ class Following:
                         deliver = partial(self._deliver, call_id)
                         calls.start_soon(self._calls.answer, waiting, deliver)
                 case Ended() as ended:
+                    if ended.reason is Reason.FORGOTTEN:
+                        await self._leave_if_not_ours()
                     return ending_of(
                         ended,
                         limit_seconds=self._plan.limit_seconds,
@@ -203,7 +211,9 @@ class Following:
         log.warning("answer_failed", error=str(failure))
 
     async def _attach(self) -> Attachment:
-        """Connect for as long as it takes, within the caller's scope; a refusal is final."""
+        """Connect for as long as it takes, within the caller's scope; a refusal is final, but for
+        that of a login only in the end."""
+        refusals = iter(REFUSED_SECONDS)
         while True:
             try:
                 return await self._session.attach(
@@ -211,7 +221,20 @@ class Following:
                 )
             except (ConnectError, ConnectionLostError, DeployError) as error:
                 log.debug("reconnect_failed", error=str(error))
+                seconds = 0
+            except AuthenticationError as error:
+                seconds = next(refusals, 0)
+                if not seconds:
+                    raise
+                self._failure = str(error)
+                log.warning("reconnect_refused", error=self._failure, seconds=seconds)
+            await trio.sleep(seconds)
             await self._session.pause()
+
+    async def _leave_if_not_ours(self) -> None:
+        """What another worker has told of the run is to stay."""
+        if not await self._still_ours():
+            await trio.sleep_forever()  # whoever asked cancels the whole job
 
     async def _end_unheard(self) -> None:
         """Its runner should have ended it, and may not be there to do so."""

@@ -17,6 +17,8 @@ from worker.remote.runner import deploy
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 
 DEPLOY_ATTEMPTS = 3
+# On a full disk nothing can be noted, and a run that is to be heard of does not wait for that.
+ROOM_SECONDS = 2.0
 
 
 class Source(StrEnum):
@@ -53,7 +55,7 @@ class Deployments:
         Raises DeployError if it had to be deployed and could not be.
         """
         async with self._locked(key):
-            cached = await self._database.run(lambda: self._cache.use(key, self._artifact.sha256))
+            cached = await self._cached(key)
             # A server that was made anew behind its address has another key and an empty disk.
             if cached is not None and cached.host_key == connection.host_key.fingerprint:
                 age_ms = now_ms() - cached.verified_at
@@ -74,13 +76,20 @@ class Deployments:
 
     async def verified(self, key: ServerKey, runner: UsableRunner) -> UsableRunner:
         """The runner answered after its digest was compared."""
-        await self._database.run(lambda: self._cache.verified(key, now=now_ms()))
+        # Where that cannot be kept, it is compared once more.
+        with trio.move_on_after(ROOM_SECONDS):
+            await self._database.run(lambda: self._cache.verified(key, now=now_ms()))
         good_for = self._verify_after_ms / 1000
         return replace(runner, verify_sha256=None, good_for_seconds=good_for)
 
     async def missing(self, key: ServerKey) -> None:
         """No usable runner answered: the next call deploys."""
         await self._database.run(lambda: self._cache.drop(key))
+
+    async def _cached(self, key: ServerKey) -> CachedRunner | None:
+        with trio.move_on_after(ROOM_SECONDS):
+            return await self._database.run(lambda: self._cache.use(key, self._artifact.sha256))
+        return await self._database.run(lambda: self._cache.find(key, self._artifact.sha256))
 
     async def _deploy(self, connection: Connection) -> str:
         async for attempt in stamina.retry_context(

@@ -59,7 +59,7 @@ class ServerSession:
 
     What it attaches to is one task's at a time; `signal` and `answer` go beside that. `doing`
     says in a word or two what takes so long, `source` where the runner came from, and `has_sent`
-    that all of a payload has gone out, so that a run may have started.
+    that a payload is on its way, so that a run may have started.
     """
 
     def __init__(
@@ -99,7 +99,6 @@ class ServerSession:
 
         async def start(there: _There) -> Attachment:
             self.doing = "starting the run"
-            self.has_sent = True
             verify = there.runner.verify_sha256
             self._unverified = there.runner if verify else None
             run = None if verify else there.pooled.spares.take(request)
@@ -108,6 +107,7 @@ class ServerSession:
                     there.connection, there.runner.path, verify_sha256=verify
                 )
             self._run = run
+            self.has_sent = True
             return await run.begin(request)
 
         return await self._attached(start)

@@ -40,6 +40,18 @@ class RunnerCache:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def find(self, key: ServerKey, sha256: str) -> CachedRunner | None:
+        """The runner on that server, as `use`, though nothing can be written."""
+        with self._database.transaction() as tx:
+            row = tx.execute(
+                """
+                SELECT artifact, sha256, path, host_key, verified_at FROM runner_cache
+                WHERE (server_id, host, port, user) = (?, ?, ?, ?) AND sha256 = ?
+                """,
+                (key.server_id, key.host, key.port, key.user, sha256),
+            ).fetchone()
+        return CachedRunner(*row) if row else None
+
     def use(self, key: ServerKey, sha256: str) -> CachedRunner | None:
         """The runner on that server, counted as a hit; None if another version lies there."""
         with self._database.transaction() as tx:
