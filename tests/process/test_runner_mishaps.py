@@ -62,6 +62,70 @@ def test_a_script_that_deletes_its_run_at_once_has_started(tmp_path: Path) -> No
     in_every_shell(tmp_path, check, edits={begins: f"{begins}    sleep 0.5\n"})
 
 
+def test_what_deleted_its_run_is_not_started_again_before_its_end(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        script = b"trap '' TERM; echo >>$HOME/starts; rm -rf %s; sleep 3; sleep 3" % RUN_DIRECTORY
+        call = server.start(run_id, payload(script))
+        time.sleep(0.2)
+        call.kill()
+        time.sleep(1.8)
+
+        again = server.call("spare")
+        again.run(run_id, b"echo >>$HOME/starts")
+
+        assert again.end == (125, "forgotten")
+        assert (server.home / "starts").read_text() == "\n"
+
+    in_every_shell(tmp_path, check)
+
+
+def test_what_deleted_all_that_is_ours_is_not_started_again(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call, run_id = server.call("run"), new_id()
+        text = server.runner.read_bytes()
+        call.run(run_id, b"echo >>$HOME/starts; rm -rf $HOME/.cache; sleep 0.2")
+        call.finish()
+        wait_until(lambda: not server.supervisors(), "its script has ended")
+        server.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        server.runner.write_bytes(text)
+
+        again = server.call("run")
+        again.run(run_id, b"echo >>$HOME/starts")
+
+        assert again.end == (125, "forgotten")
+        assert (server.home / "starts").read_text() == "\n"
+
+    in_every_shell(tmp_path, check)
+
+
+def test_what_cannot_be_searched_is_there_all_the_same(open_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        script = b"chmod 000 %s; touch $HOME/mark; sleep 1.5; exit 3" % RUN_DIRECTORY
+        call = server.start(run_id, payload(script))
+        wait_until((server.home / "mark").exists, "it cannot be searched")
+
+        assert server.ask("forget", run_id)[0] == 66
+        call.follow()
+        assert call.end == (3, "exit")
+
+    in_every_shell(open_path, check, user=SOMEBODY)
+
+
+def test_the_payload_goes_though_its_directory_could_not_be_searched(open_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.call("spare")
+        ready(server)
+        call.run(run_id, b"chmod 000 %s; sleep 0.7; exit 3" % RUN_DIRECTORY)
+        assert call.end == (3, "exit")
+        wait_until(lambda: not server.payloads(run_id), "the payload is gone")
+
+    looks = "        # Where the script was quicker to delete it, that is"
+    in_every_shell(open_path, check, user=SOMEBODY, edits={looks: f"        sleep 0.3\n{looks}"})
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_whose_ticker_is_ended_keeps_its_limit(server: Server, how: signal.Signals) -> None:
     script = b"sleep 0.3; echo $$ >$HOME/pid; exec sleep 25"
@@ -73,14 +137,37 @@ def test_a_run_whose_ticker_is_ended_keeps_its_limit(server: Server, how: signal
     assert is_ended(pid)
 
 
+def limit(pid: int, processes: int) -> None:
+    """How many it may have, and whatever it starts."""
+    identity = (f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}", "--clear-groups")
+    change = ("prlimit", f"--pid={pid}", f"--nproc={processes}:")
+    subprocess.run(["setpriv", *identity, *change], check=False, capture_output=True)
+
+
+def test_a_run_that_nothing_can_be_started_for_goes_on_to_its_end(open_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.call("spare")
+        call.send(line_message(run_id, payload(b"echo $$ >$HOME/pid; sleep 4; exit 3")))
+        script_of(server)
+        supervisor = server.supervisor(run_id)
+        both = (supervisor, ticker(server))
+
+        for pid in both:
+            limit(pid, 0)
+        time.sleep(1.6)
+        for pid in both:
+            limit(pid, 4096)
+        call.follow()
+
+        assert call.end == (3, "exit")
+
+    in_every_shell(open_path, check, user=SOMEBODY)
+
+
 def test_a_run_whose_ticker_could_start_nothing_for_a_while_keeps_its_limit(
     open_path: Path,
 ) -> None:
-    def limit(pid: int, processes: int) -> None:
-        identity = (f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}", "--clear-groups")
-        change = ("prlimit", f"--pid={pid}", f"--nproc={processes}:")
-        subprocess.run(["setpriv", *identity, *change], check=False, capture_output=True)
-
     def check(server: Server) -> None:
         script = b"echo $$ >$HOME/pid; exec sleep 25"
         server.call("spare").send(line_message(new_id(), payload(script), limit_seconds=4))

@@ -287,11 +287,14 @@ serve_run() {
     finish
 }
 
-# The claim went with the run's directory, and it is not to be started again.
+# The claim went with the run's directory, perhaps with all that we have in it, and it is not to be started again.
 leave_tomb() {
-    [ ! -e "$root/forgotten/$id" ] || return
-    { [ -d "$root/forgotten" ] || mkdir "$root/forgotten"; } 2>/dev/null
-    { echo "$boot $clock_s" >"$root/forgotten/$id"; } 2>/dev/null
+    is_forgotten && return
+    read_clock
+    for tomb in "$root" $roots; do
+        { [ -d "$tomb/forgotten" ] || mkdir -p "$tomb/forgotten"; } &&
+            { echo "$boot $clock_s" >"$tomb/forgotten/$id"; } && return
+    done 2>/dev/null
 }
 
 # One ticker for all runs, as each of them would take a process, and a program for it to sleep by.
@@ -304,9 +307,11 @@ prepare_ticker() {
 
 start_ticker() {
     [ -n "$ticker" ] || {
-        tick &
-        ticker=$!
-        identify "$ticker"
+        # Without the word, some shells end that can have no more processes for a while.
+        command eval 'tick & ticker=$!' 2>/dev/null
+        # And there the ticker comes to, should it be the one that can have none.
+        [ -z "$is_ticker" ] || exit
+        identify "${ticker:-none}"
         ticker_started=$started
         exec 9<&-
     }
@@ -328,11 +333,12 @@ renew_ticker() {
 has_ticker() {
     [ -n "$ticker" ] && is_process "$ticker" "$ticker_started"
 }
-ticker='' owed=''
+ticker='' owed='' is_ticker=''
 
 # For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended. Then
 # its payload is removed, where that has not been done with all of the run.
 tick() {
+    is_ticker=1
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
     trap '' URG
     # Nobody is to wait for our word who cannot have it, as where there can be no more processes.
@@ -356,7 +362,7 @@ tick() {
             case $state_of in T*) kill -s CONT $$ ;; esac
             is_at_end || ! { is_to_be_woken || is_overdue; } || kill -URG $$
         done
-        [ ! -d "$in" ] || rm -rf "$in"
+        [ ! -d "$run/$in" ] || rm -rf "$run/$in"
         cd /
     done
 }
@@ -453,9 +459,16 @@ write_began() {
 
 is_claimed_twice() {
     for other in $roots; do
-        [ "$other" != "$root" ] && [ -h "$other/runs/$id/go" ] && is_ours "$other" && return 0
+        [ "$other" != "$root" ] && has_claim "$other/runs/$id" && is_ours "$other" && return 0
     done
     return 1
+}
+
+# Its script may have taken away our right to search it.
+has_claim() {
+    [ -h "$1/go" ] || {
+        [ -d "$1" ] && [ ! -x "$1" ] && is_ours "$1" && chmod u+rwx "$1" 2>/dev/null && [ -h "$1/go" ]
+    }
 }
 
 drop_payload() {
@@ -549,6 +562,8 @@ watch() {
         was_interrupted || break
     done
     if [ "$reason" != exit ]; then
+        # Before its end, which may take a while.
+        [ -h "$run/go" ] || leave_tomb
         end_tree "$script_pid" "$script_started"
         return
     fi
@@ -638,13 +653,13 @@ is_over_output() {
     [ $((out_size + err_size)) -gt "$output_limit" ]
 }
 
-# Sets out_size and err_size by one fork.
+# Sets out_size and err_size by one fork; 0, and nothing listed, where it is not there.
 measure_spool() {
     listing=$(ls -ln out err 2>/dev/null)
     # Sorted by name; of a run that is just being deleted not both.
-    err_size=0 out_size=0
-    size_line "${listing%%"$newline"*}" err && err_size=$bytes
-    size_line "${listing##*"$newline"}" out && out_size=$bytes
+    err_size=0 out_size=0 out_listed='' err_listed=''
+    size_line "${listing%%"$newline"*}" err && err_size=$bytes err_listed=1
+    size_line "${listing##*"$newline"}" out && out_size=$bytes out_listed=1
 }
 
 # Sets bytes from line $1 of ls, if it is of file $2; how many fields the time has is the locale's affair.
@@ -729,7 +744,7 @@ wake_attacher() {
 
 read_attacher() {
     attached=''
-    { [ ! -p attacher ] && read -r attached <attacher; } 2>/dev/null
+    { [ -f attacher ] && read -r attached <attacher; } 2>/dev/null
     attacher=${attached%%.*}
     attacher_started=${attached#*.}
     attacher_boot=${attacher_started#*.}
@@ -1019,7 +1034,7 @@ know_here() {
 find_run() {
     for root in $roots; do
         run=$root/runs/$id
-        [ -h "$run/go" ] && is_ours "$root" && return 0
+        has_claim "$run" && is_ours "$root" && return 0
     done
     return 1
 }
@@ -1422,6 +1437,14 @@ open_spool() {
     { cd "$run" && command exec 4<out 5<err; } 2>/dev/null
 }
 
+# Sets out_cut and err_cut: how far the streams were when the script last emptied their files, as it does by
+# > /dev/stderr.
+read_cut() {
+    out_cut='' err_cut=''
+    { [ -f cut ] && read -r out_cut err_cut <cut; } 2>/dev/null
+    is_number "$out_cut" && is_number "$err_cut" || out_cut=0 err_cut=0
+}
+
 # Just started by this very call, so nothing needs to be looked up.
 attach_started() {
     # The script may have been quicker, and have changed what we may, or deleted it; it did start.
@@ -1433,7 +1456,7 @@ attach_started() {
     verdict=${verdict#new }
     supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot calls=calls.$token
     take_over
-    state=new
+    state=new out_cut=0 err_cut=0
     echo 'r new 0'
     follow
 }
@@ -1441,11 +1464,16 @@ attach_started() {
 attach_found() {
     cd "$run" 2>/dev/null && [ -r out ] && [ -r err ] || fail 66 "no run $id"
     exec 4<out 5<err
+    read_cut
     measure_spool
+    out_size=$((out_size + out_cut)) err_size=$((err_size + err_cut))
     [ "$out_at" -le "$out_size" ] && [ "$err_at" -le "$err_size" ] ||
         fail 66 "offset beyond the spool: $out_at of $out_size, $err_at of $err_size"
-    [ "$out_at" -eq 0 ] || dd bs=1 skip="$out_at" count=0 <&4 2>/dev/null
-    [ "$err_at" -eq 0 ] || dd bs=1 skip="$err_at" count=0 <&5 2>/dev/null
+    # What was before the cut is gone, whoever asks for it.
+    [ "$out_at" -ge "$out_cut" ] || out_cut=$out_at
+    [ "$err_at" -ge "$err_cut" ] || err_cut=$err_at
+    [ "$out_at" -eq "$out_cut" ] || dd bs=1 skip=$((out_at - out_cut)) count=0 <&4 2>/dev/null
+    [ "$err_at" -eq "$err_cut" ] || dd bs=1 skip=$((err_at - err_cut)) count=0 <&5 2>/dev/null
     read_claim
     take_over
     is_lost && declare_lost
@@ -1490,7 +1518,7 @@ me=''
 
 is_replaced() {
     attached=''
-    { [ ! -p attacher ] && read -r attached <attacher; } 2>/dev/null
+    { [ -f attacher ] && read -r attached <attacher; } 2>/dev/null
     [ -n "$attached" ] && [ "$attached" != "$me" ]
 }
 
@@ -1518,7 +1546,7 @@ follow_quietly() {
         fi
         sent=0
         if [ -s out ] || [ -s err ]; then
-            measure_spool
+            measure_streams
             send_waiting
         fi
         if [ -n "$ended" ]; then
@@ -1530,6 +1558,7 @@ follow_quietly() {
             return
         fi
         if is_gone; then
+            leave_tomb
             printf 'x 125 lost 0 0\n' || exit 74
             return
         fi
@@ -1577,25 +1606,52 @@ send_file() {
     set -- "$1" "$2" $(ls -lnd "$2")
     case ${3-} in -*) n=$7 ;; *) return ;; esac
     is_number "$n" && [ "$n" -gt 0 ] && [ "$n" -le "$call_limit" ] || return
-    printf 'c %s %s\n' "$1" "$n" || exit 74
-    # All that is read at once is written, with NULs in the place of what is missing.
-    { records=$(dd bs="$n" count=1 conv=sync <"$2" 2>&1 >&6) || records=''; } 6>&1
+    printf 'c %s %s\n' "$1" "$n" && send_piece <"$2" || exit 74
+}
+
+# As many bytes as announced: all that is read at once is written, with NULs in the place of what is missing.
+send_piece() {
+    { records=$(dd bs="$n" count=1 conv=sync 2>&1 >&6) || records=''; } 6>&1
     case $records in
     1+0* | 0+1*) ;;
-    *) dd if=/dev/zero bs="$n" count=1 || exit 74 ;;
+    *) dd if=/dev/zero bs="$n" count=1 2>/dev/null ;;
     esac
+}
+
+# Sets out_size and err_size to how long the streams are, with what the script has emptied.
+measure_streams() {
+    measure_spool
+    out_size=$((out_size + out_cut)) err_size=$((err_size + err_cut))
+    [ -n "$out_listed" ] || out_size=$out_at
+    [ -n "$err_listed" ] || err_size=$err_at
+    if [ "$out_at" -gt "$out_size" ]; then
+        out_size=$((out_size - out_cut + out_at)) out_cut=$out_at
+        note_cut stdout 4 out
+    fi
+    if [ "$err_at" -gt "$err_size" ]; then
+        err_size=$((err_size - err_cut + err_at)) err_cut=$err_at
+        note_cut stderr 5 err
+    fi
+}
+
+# Of stream $1, which fd $2 reads from file $3.
+note_cut() {
+    { [ -e "cut.$1" ] || echo "cronium: the script emptied its $1, as > /dev/$1 does; >> /dev/$1 would not" >>err
+        true >"cut.$1"
+        echo "$out_cut $err_cut" >cut
+        command eval "exec $2<$3"; } 2>/dev/null
 }
 
 send_waiting() {
     while [ "$out_at" -lt "$out_size" ] || [ "$err_at" -lt "$err_size" ]; do
         if [ "$out_at" -lt "$out_size" ]; then
             size_piece $((out_size - out_at))
-            printf 'o %s\n' "$n" && dd bs="$n" count=1 <&4 2>/dev/null || exit 74
+            printf 'o %s\n' "$n" && send_piece <&4 || exit 74
             out_at=$((out_at + n))
         fi
         if [ "$err_at" -lt "$err_size" ]; then
             size_piece $((err_size - err_at))
-            printf 'e %s\n' "$n" && dd bs="$n" count=1 <&5 2>/dev/null || exit 74
+            printf 'e %s\n' "$n" && send_piece <&5 || exit 74
             err_at=$((err_at + n))
         fi
     done
