@@ -1,5 +1,6 @@
 """One SQLite file: opening it, its migrations, transactions off the event loop."""
 
+import errno
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
+# What stands where a file of ours is to be does not pass.
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 STUCK_SECONDS = 1.0
 
@@ -72,6 +75,8 @@ class Database:
             except sqlite3.IntegrityError:
                 raise  # a constraint is the store's own word to its caller
             except OSError as error:  # of a file beside it, which `work` reads
+                if error.errno in _IN_THE_WAY:
+                    raise StateError(f"the state cannot be used: {error}") from error
                 self._note_stuck(error)
                 waited = True
             except sqlite3.Error as error:

@@ -8,7 +8,9 @@ import pytest
 import trio
 
 from tests.queue_rig import QueueRig, claim, running_queue
+from worker.api.wire import decode_claim
 from worker.clock import now_ms
+from worker.queue_server.model import Script, ScriptType
 
 END = {"status": "completed", "exitCode": 0, "output": {"stdout": "out\n", "stderr": ""}}
 
@@ -53,6 +55,18 @@ async def fail(client: httpx.AsyncClient, job_id: str, token: str) -> httpx.Resp
 
 def statuses(queue: QueueRig, job_id: str) -> dict[str, str]:
     return {row.id: row.status for row in queue.store.report(job_id).executions}
+
+
+async def test_half_of_a_surrogate_pair_is_its_jobs_own_affair(tmp_path: Path) -> None:
+    script = Script(ScriptType.BASH, "true", input="\ud800")
+    with trio.fail_after(25):
+        async with running_queue(tmp_path) as queue, queue.client() as client:
+            good = queue.submit()
+            bad = queue.store.submit_script("odd", script, ["web-1"], now_ms())
+            answer = await client.get("/jobs/queue?batchSize=10")
+
+    assert answer.status_code == 200
+    assert {job.id for job in decode_claim(answer.content)} == {bad, good}
 
 
 async def test_what_is_said_under_an_earlier_claim_changes_nothing(tmp_path: Path) -> None:

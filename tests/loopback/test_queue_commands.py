@@ -189,8 +189,28 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
         (["submit", "--script", __file__], 2, "at least one --server"),
         (["submit", "--script", __file__, "--server", "web-9"], 1, "no server 'web-9'"),
         (["submit", "e", "--at", "soon"], 2, "is no time"),
+        (["submit", "e", "--at", "+99999999999d"], 2, "is no time"),
+        (["submit", "e", "--at", f"+{'9' * 400}d"], 2, "is no time"),
+        (["submit", "e", "--at", "9999-12-31T23:59:59-12:00"], 2, "is no time"),
+        (
+            ["submit", "--script", __file__, "--server", "x", "--input", '"\\ud800"'],
+            2,
+            "--input is not JSON",
+        ),
+        (["submit", "--script", __file__, "--server", "x", "--input", 5000 * "["], 2, "--input is"),
+        (["submit", "--script", sys.executable, "--server", "x"], 2, "is no text"),
+        (
+            ["add-server", "x", "--host", "h", "--user", "u", "--key-file", sys.executable],
+            2,
+            "is no text",
+        ),
+        (["serve", "--token-file", sys.executable], 1, "is no text"),
+        (["serve", "--jwt-secret-file", sys.executable], 1, "is no text"),
+        (["serve", "--port", "99999"], 2, "0<=x<=65535"),
+        (["jobs", "--limit", "9" * 30], 2, "is not in the range"),
         (["add-server", "x", "--host", "h", "--user", "u"], 2, "--key-file or --password-file"),
         (["add-event", "e", "--script", __file__, "--timeout", "0"], 2, "is no duration"),
+        (["add-event", "e", "--script", __file__, "--timeout", "9" * 30], 2, "is no duration"),
         (["add-event", "e", "--script", __file__, "--env", "A"], 2, "is not NAME=VALUE"),
         (["serve", "--host", "0.0.0.0"], 2, "--tls-cert and --tls-key, or --insecure"),  # noqa: S104 refused
         (["serve", "--tls-cert", __file__], 2, "go together"),
@@ -199,6 +219,12 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
 )
 def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands: Commands) -> None:
     assert said in commands(*arguments, code=code).stderr
+
+
+def test_a_file_that_is_no_database_is_named(commands: Commands) -> None:
+    commands.database.write_bytes(4000 * b"none")
+
+    assert "file is not a database" in commands("jobs", code=1).stderr
 
 
 async def test_serve_says_where_keeps_a_token_and_ends_on_a_signal(commands: Commands) -> None:

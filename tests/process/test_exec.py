@@ -154,7 +154,7 @@ def test_the_runner_is_deployed_once_and_nothing_is_left_but_it(call: Caller, ss
     assert [path for root in call.folder.rglob("runs") for path in root.iterdir()] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_runs_and_leaves_no_process(
     number: signal.Signals, call: Caller, sshd: Sshd, tmp_path: Path
 ) -> None:
@@ -189,6 +189,26 @@ def test_a_reader_that_goes_ends_the_runs(call: Caller, sshd: Sshd, tmp_path: Pa
     assert ended.exists()
     assert process.returncode == 130
     assert "BrokenPipe" not in err
+
+
+def test_a_disk_that_is_full_ends_the_runs(call: Caller, sshd: Sshd, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    script = f"trap 'touch {ended}; exit 1' TERM; sleep 0.2; echo line; sleep 60 & wait"
+    arguments = call.arguments(script, "-s", call.key(sshd.server))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            env=call.environ(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
+        )
+
+    assert ended.exists()
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 def test_a_terminal_shows_how_far_it_is_and_is_not_moved_about(call: Caller, sshd: Sshd) -> None:

@@ -46,6 +46,38 @@ def test_all_faults_of_the_configuration_are_told_at_once_and_it_exits_2(tmp_pat
     assert "not-a-key" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("state.db", 4000 * b"none", "state.db: file is not a database"),
+        ("seal.key", b"none", "seal.key"),
+        ("spool", b"", "Not a directory"),
+    ],
+)
+def test_a_state_that_cannot_be_used_stops_the_start_and_says_why(
+    name: str, content: bytes, said: str, site: Site
+) -> None:
+    state = Path(site.environment("state", {})["CRONIUM_STATE_DIR"])
+    state.mkdir(parents=True)
+    (state / name).write_bytes(content)
+
+    done = run_forked(["run"], site.environment("state", {}))
+
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_nobody_else_reads_a_state_whose_directory_others_may_enter(site: Site) -> None:
+    site.start_queue()
+    state = Path(site.environment("state", {})["CRONIUM_STATE_DIR"])
+    state.mkdir(mode=0o755, parents=True)
+    site.start_worker().wait_for_event("worker_started")
+
+    modes = {path.name: path.stat().st_mode & 0o077 for path in state.glob("state.db*")}
+    assert modes.keys() >= {"state.db", "state.db-wal"}
+    assert set(modes.values()) == {0}
+
+
 def test_a_second_worker_on_a_state_directory_exits_75_and_names_the_first(site: Site) -> None:
     site.start_queue()
     first = site.start_worker()

@@ -8,6 +8,7 @@ import click
 
 from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.cli.parameters import MOST_ROWS
 from worker.cli.printing import print_json, print_table
 from worker.clock import rfc3339
 from worker.errors import SettingsError, StateError
@@ -27,7 +28,7 @@ def opened_history() -> Iterator[History]:
 
 
 @click.command
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=20, show_default=True)
 @click.option("--failed", is_flag=True, help="Only jobs that did not succeed everywhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def history(limit: int, failed: bool, as_json: bool) -> None:

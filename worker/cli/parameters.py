@@ -9,6 +9,18 @@ from worker.clock import now_ms
 from worker.values import parse_duration
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+MOST_ROWS = 1_000_000
+# What a date can say; in seconds, and as UTC epoch milliseconds.
+MOST_SECONDS = 100 * 366 * 86400.0
+LATEST_MS = 253_402_214_400_000
+
+
+def text_of(file: Path) -> str:
+    """Raises UsageError where it is no text."""
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file} is no text: {error}") from error
 
 
 class Duration(click.ParamType[float]):
@@ -23,7 +35,7 @@ class Duration(click.ParamType[float]):
             seconds = parse_duration(str(value))
         except ValueError:
             seconds = 0.0
-        if not seconds:
+        if not 0 < seconds <= MOST_SECONDS:
             self.fail(f"{value!r} is no duration: 30s, 5m, 1h30m or seconds", param, ctx)
         return seconds
 
@@ -41,7 +53,7 @@ class Moment(click.ParamType[int]):
         text = str(value)
         try:
             if text.startswith("+"):
-                return now_ms() + int(parse_duration(text[1:]) * 1000)
+                return _within_dates(now_ms() + parse_duration(text[1:]) * 1000)
             return _epoch_ms(text)
         except ValueError:
             self.fail(
@@ -61,7 +73,7 @@ class Since(click.ParamType[int]):
             return value
         text = str(value)
         try:
-            return now_ms() - int(parse_duration(text) * 1000)
+            return _within_dates(now_ms() - parse_duration(text) * 1000)
         except ValueError:
             pass
         try:
@@ -74,7 +86,17 @@ class Since(click.ParamType[int]):
 
 def _epoch_ms(text: str) -> int:
     """Without an offset it is this machine's time. Raises ValueError."""
-    return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+    moment = datetime.fromisoformat(text)
+    try:
+        return _within_dates(moment.astimezone().timestamp() * 1000)
+    except OverflowError as error:
+        raise ValueError(text) from error
+
+
+def _within_dates(moment_ms: float) -> int:
+    if not 0 <= moment_ms <= LATEST_MS:
+        raise ValueError(moment_ms)
+    return int(moment_ms)
 
 
 class Assignment(click.ParamType[tuple[str, str]]):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import click
+import msgspec
 import trio
 from rich.console import Console
 from rich.table import Table
 
 from worker.cli.host_key import HostKeyText
-from worker.cli.parameters import FILE, Assignment, Duration, Moment
+from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, text_of
 from worker.clock import now_ms, rfc3339
 from worker.errors import WorkerError
 from worker.queue_server.follow import follow, outcome
@@ -110,7 +112,13 @@ def queue() -> None:
 @queue.command("serve")
 @database_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8370, show_default=True, help="The port; 0 picks a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8370,
+    show_default=True,
+    help="The port; 0 picks a free one.",
+)
 @click.option("--token-file", type=FILE, help="Has the token that workers must send.")
 @click.option(
     "--jwt-secret-file",
@@ -348,7 +356,7 @@ def _wait(store: Store, job_id: str) -> int:
 
 @queue.command("jobs")
 @database_option
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def jobs(database: Path, limit: int, as_json: bool) -> None:
     """List jobs, the newest first.
@@ -420,16 +428,15 @@ def cancel(database: Path, job: str) -> None:
 def _script(file: Path, options: ScriptOptions) -> Script:
     try:
         value = json.loads(options["script_input"])
-    except ValueError as error:
+        msgspec.json.encode(value)
+    except RecursionError as error:
+        raise click.UsageError("--input is nested too deep") from error
+    except ValueError as error:  # UnicodeEncodeError is one
         raise click.UsageError(f"--input is not JSON: {error}") from error
-    try:
-        content = file.read_text()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{file} is no text: {error}") from error
     given = options["script_type"]
     return Script(
         type=TYPES[given] if given else SUFFIXES.get(file.suffix, ScriptType.BASH),
-        content=content,
+        content=text_of(file),
         working_directory=options["workdir"],
         environment=dict(options["environment"]),
         input=value,
@@ -486,11 +493,11 @@ def _print(table: Table) -> None:
 
 
 def _text(file: Path | None) -> str | None:
-    return None if file is None else file.read_text()
+    return None if file is None else text_of(file)
 
 
 def _line(file: Path | None) -> str | None:
-    return None if file is None else file.read_text().rstrip("\r\n")
+    return None if file is None else text_of(file).rstrip("\r\n")
 
 
 @contextmanager
@@ -508,5 +515,5 @@ def _errors_shown() -> Iterator[None]:
     """Errors that an operator can act on, as one line on stderr and exit code 1."""
     try:
         yield
-    except (WorkerError, OSError) as error:
+    except (WorkerError, OSError, sqlite3.Error) as error:
         raise click.ClickException(str(error)) from error

@@ -98,7 +98,7 @@ def run() -> None:
             try:
                 all_said = trio.run(partial(serve, loaded, database, name, telemetry))
             except* StateError as group:
-                raise StateError(str(group.exceptions[0])) from group
+                raise StateError(str(_first_of(group))) from group
             finally:
                 telemetry.close()
                 writer.close()
@@ -109,3 +109,11 @@ def run() -> None:
         fail(str(error), EXIT_TRY_AGAIN)
     except StateError as error:
         fail(str(error), EXIT_CONFIGURATION)
+
+
+def _first_of(group: BaseExceptionGroup[StateError]) -> BaseException:
+    """Of nurseries within nurseries."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -28,6 +27,7 @@ from worker.log_forms import printable
 from worker.queue_server.keys import open_keyring
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.queue_server.store import Store
+from worker.signals import ending_signals
 
 FAILED = 1
 INTERRUPTED = 130
@@ -87,7 +87,7 @@ async def play(setting: Setting, console: Console) -> int:
     At the end, also after a signal, nothing that was started is left.
     """
     code = INTERRUPTED
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             try:

@@ -1,6 +1,5 @@
 """One script on some servers: the engine of a job, with a screen in the place of the queue."""
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from worker.remote.credentials import Credentials
 from worker.remote.frames import Stream
 from worker.remote.session import Remote
 from worker.settings import Settings
+from worker.signals import ending_signals
 from worker.state.history import KeptOutput
 from worker.state.spool import Spools
 from worker.trigger import Trigger
@@ -114,7 +114,7 @@ class Call:
     async def run(self) -> CallEnd | None:
         """The script's end on all servers, its runs forgotten; None if that was not waited for.
 
-        The first SIGINT or SIGTERM ends the runs, the second leaves them to themselves.
+        The first SIGINT, SIGTERM or SIGHUP ends the runs, the second leaves them to themselves.
         """
         logs.mask_with(self._masker.mask_text)
         children = [self._child(execution) for execution in self._plan.executions]
@@ -175,7 +175,7 @@ class Call:
     async def _obey_signals(
         self, scope: trio.CancelScope, task_status: trio.TaskStatus[None]
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*ending_signals()) as signals:
             task_status.started()
             async for _ in signals:
                 if self._cancelled.is_set():

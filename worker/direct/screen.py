@@ -25,7 +25,7 @@ def progress(servers: int, running: int, outcomes: Counter[Outcome]) -> str:
 class Screen:
     """Lines go to `out`, those of stderr to `err`, which has the progress where it is a terminal.
 
-    `nobody_reads` is called once, when either is a pipe whose reader is gone.
+    `nobody_reads` is called once, when either cannot be written any more.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Screen:
         try:
             target.write(data)
             target.flush()
-        except BrokenPipeError:
+        except OSError:  # the pipe's reader, the terminal or the room on the disk is gone
             self._is_over = True
             # What waits in the buffer would fail once more at the program's end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())

@@ -1,5 +1,6 @@
 """Reading requests and writing answers; what the queue API and the runtime API share."""
 
+import json
 import re
 from typing import TypeVar
 
@@ -45,5 +46,10 @@ def holds_nul(body: bytes) -> bool:
 def json_answer(
     value: object, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    content = msgspec.json.encode(value)
+    try:
+        content = msgspec.json.encode(value)
+    except (
+        UnicodeEncodeError
+    ):  # half of a surrogate pair, as JSON can have it: whose it is may see to it
+        content = json.dumps(value).encode()
     return Response(content, status, headers, media_type="application/json")

@@ -76,7 +76,7 @@ def api_token(
     if file is None:
         file = database.with_name(f"{database.name}.token")
         return kept_secret(file, lambda: secrets.token_urlsafe(32)), file
-    return Secret(file.read_text().strip()), file
+    return Secret(_text(file).strip()), file
 
 
 def jwt_secret(environ: Mapping[str, str], file: Path | None) -> Secret | None:
@@ -84,7 +84,7 @@ def jwt_secret(environ: Mapping[str, str], file: Path | None) -> Secret | None:
 
     Raises SettingsError if it is not what a worker would take.
     """
-    text = environ.get("CRONIUM_JWT_SECRET", "") if file is None else file.read_text()
+    text = environ.get("CRONIUM_JWT_SECRET", "") if file is None else _text(file)
     if file is None and not text.strip():
         return None
     try:
@@ -92,3 +92,10 @@ def jwt_secret(environ: Mapping[str, str], file: Path | None) -> Secret | None:
     except values.ValueFault as fault:
         where = "CRONIUM_JWT_SECRET" if file is None else str(file)
         raise SettingsError((f"{where}: its value {fault}",)) from fault
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise SettingsError((f"{file}: it is no text: {error}",)) from error

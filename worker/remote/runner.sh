@@ -3,6 +3,7 @@
 # In this order: what all of it stands on, the supervisor, the calls, and the janitor.
 # shellcheck disable=SC3067  # test -O: not in POSIX, but in every shell this must run under
 # shellcheck disable=SC2015  # A && B || C: every B here is a test
+# shellcheck disable=SC2329  # functions that the ticker alone calls, which is started by eval
 # shellcheck disable=SC2013,SC2044  # words of grep and find: numbers, or names that take_path checks
 
 protocol=1
@@ -362,7 +363,7 @@ tick() {
             case $state_of in T*) kill -s CONT $$ ;; esac
             is_at_end || ! { is_to_be_woken || is_overdue; } || kill -URG $$
         done
-        [ ! -d "$run/$in" ] || rm -rf "$run/$in"
+        [ ! -d "$run/$in" ] || rm -rf "${run:?}/$in"
         cd /
     done
 }
@@ -1441,7 +1442,7 @@ open_spool() {
 # > /dev/stderr.
 read_cut() {
     out_cut='' err_cut=''
-    { [ -f cut ] && read -r out_cut err_cut <cut; } 2>/dev/null
+    { [ -f emptied ] && read -r out_cut err_cut <emptied; } 2>/dev/null
     is_number "$out_cut" && is_number "$err_cut" || out_cut=0 err_cut=0
 }
 
@@ -1636,9 +1637,10 @@ measure_streams() {
 
 # Of stream $1, which fd $2 reads from file $3.
 note_cut() {
-    { [ -e "cut.$1" ] || echo "cronium: the script emptied its $1, as > /dev/$1 does; >> /dev/$1 would not" >>err
-        true >"cut.$1"
-        echo "$out_cut $err_cut" >cut
+    { [ -e "emptied.$1" ] ||
+        echo "cronium: the script emptied its $1, as > /dev/$1 does; >> /dev/$1 would not" >>err
+        true >"emptied.$1"
+        echo "$out_cut $err_cut" >emptied
         command eval "exec $2<$3"; } 2>/dev/null
 }
 
