@@ -224,8 +224,7 @@ async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path
             *(f"{number}\n" for number in range(5)),
             "é\n",
         ]
-        await until(lambda: len(waiting_runs(sshd)) == 1)
-        assert waiting not in waiting_runs(sshd)
+        await until(lambda: len(waiting_runs(sshd)) == 1 and waiting not in waiting_runs(sshd))
         assert not list(sshd.server.home.glob(".cache/cronium/runs/*"))
 
 

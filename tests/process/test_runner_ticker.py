@@ -161,7 +161,7 @@ def test_what_a_ticker_owed_when_it_ended_is_removed(tmp_path: Path) -> None:
 
         wait_until(lambda: all(no_payload(server, each) for each in ids), "all are gone")
 
-    removes = '        [ ! -d "$in" ] || rm -rf "$in"\n'
+    removes = '        [ ! -d "$run/$in" ] || rm -rf "${run:?}/$in"\n'
     in_every_shell(tmp_path, check, edits={removes: f"        sleep 8\n{removes}"})
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -515,5 +514,5 @@ def _errors_shown() -> Iterator[None]:
     """Errors that an operator can act on, as one line on stderr and exit code 1."""
     try:
         yield
-    except (WorkerError, OSError, sqlite3.Error) as error:
+    except (WorkerError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import sqlite3
 import string
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,7 +79,10 @@ class Store:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # SQLite gives its -wal and -shm files the mode of the database.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        database = Database(path, resources.files("worker.queue_server") / "migrations")
+        try:
+            database = Database(path, resources.files("worker.queue_server") / "migrations")
+        except sqlite3.Error as error:
+            raise StateError(f"{path}: {error}") from error
         try:
             return cls(database, keyring, lease_seconds=lease_seconds)
         except BaseException:

@@ -1607,7 +1607,8 @@ send_file() {
     set -- "$1" "$2" $(ls -lnd "$2")
     case ${3-} in -*) n=$7 ;; *) return ;; esac
     is_number "$n" && [ "$n" -gt 0 ] && [ "$n" -le "$call_limit" ] || return
-    printf 'c %s %s\n' "$1" "$n" && send_piece <"$2" || exit 74
+    printf 'c %s %s\n' "$1" "$n" || exit 74
+    send_piece <"$2" || send_zeros || exit 74
 }
 
 # As many bytes as announced: all that is read at once is written, with NULs in the place of what is missing.
@@ -1615,8 +1616,12 @@ send_piece() {
     { records=$(dd bs="$n" count=1 conv=sync 2>&1 >&6) || records=''; } 6>&1
     case $records in
     1+0* | 0+1*) ;;
-    *) dd if=/dev/zero bs="$n" count=1 2>/dev/null ;;
+    *) send_zeros ;;
     esac
+}
+
+send_zeros() {
+    dd if=/dev/zero bs="$n" count=1 2>/dev/null
 }
 
 # Sets out_size and err_size to how long the streams are, with what the script has emptied.
