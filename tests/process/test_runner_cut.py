@@ -45,6 +45,9 @@ def test_a_worker_that_has_less_than_was_cut_goes_on_too(tmp_path: Path) -> None
 
         assert again.err == b"two\n" + TOLD.format("stderr").encode()
         assert again.end == (0, "exit")
+        third = server.call("attach", run_id, "0", str(5 + len(again.err)))
+        third.finish()
+        assert (third.err, third.end) == (b"", (0, "exit"))
 
     in_every_shell(tmp_path, check)
 

@@ -1470,9 +1470,12 @@ attach_found() {
     out_size=$((out_size + out_cut)) err_size=$((err_size + err_cut))
     [ "$out_at" -le "$out_size" ] && [ "$err_at" -le "$err_size" ] ||
         fail 66 "offset beyond the spool: $out_at of $out_size, $err_at of $err_size"
-    # What was before the cut is gone, whoever asks for it.
-    [ "$out_at" -ge "$out_cut" ] || out_cut=$out_at
-    [ "$err_at" -ge "$err_cut" ] || err_cut=$err_at
+    # What was before the cut is gone, whoever asks for it; from here on it counts as they do.
+    if [ "$out_at" -lt "$out_cut" ] || [ "$err_at" -lt "$err_cut" ]; then
+        [ "$out_at" -ge "$out_cut" ] || out_cut=$out_at
+        [ "$err_at" -ge "$err_cut" ] || err_cut=$err_at
+        { echo "$out_cut $err_cut" >emptied; } 2>/dev/null
+    fi
     [ "$out_at" -eq "$out_cut" ] || dd bs=1 skip=$((out_at - out_cut)) count=0 <&4 2>/dev/null
     [ "$err_at" -eq "$err_cut" ] || dd bs=1 skip=$((err_at - err_cut)) count=0 <&5 2>/dev/null
     read_claim
