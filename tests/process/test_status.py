@@ -1,6 +1,7 @@
 """`status` beside a worker that runs, and of one that does not."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.worker_process import Site, open_site, wait_for
+from tests.process.worker_process import COMMAND, Site, open_site, wait_for
 from worker.demo.sshd import Sshd
 
 
@@ -99,3 +100,21 @@ def test_an_idle_worker_does_not_write_it_again(site: Site) -> None:
         worker.process.wait(3)
 
     assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", [["--version"], ["check"], ["status"], ["history"]])
+def test_output_that_cannot_be_written_is_no_traceback(command: list[str], tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "CRONIUM_STATE_DIR": str(tmp_path)}
+
+    def done(redirect: str) -> "subprocess.CompletedProcess[str]":
+        shell = ["sh", "-c", f'exec "$@" {redirect}', "sh", *COMMAND, *command]
+        return subprocess.run(
+            shell, env=environ, stderr=subprocess.PIPE, text=True, check=False, timeout=30
+        )
+
+    closed, full = done(">&-"), done(">/dev/full")
+
+    assert "Traceback" not in closed.stderr + full.stderr
+    if command in (["--version"], ["check"]):
+        assert full.returncode == 1
+        assert "the output: No space left on device" in full.stderr

@@ -1,8 +1,12 @@
 """The command `cronium-worker`: one module per subcommand, imported when it is called."""
 
+import errno
 import gc
 import importlib
+import os
+import sys
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -28,8 +32,26 @@ COMMANDS = {
 }
 
 
+# Nothing more can be written to a disk or a terminal.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 class LazyGroup(click.Group):
     """Imports a command's module when it is needed: `--version` and probes must be quick."""
+
+    def main(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401  click's signature
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # it was closed
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123  to the end
+        try:
+            return super().main(*arguments, **named)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            click.echo(f"cronium-worker: the output: {error.strerror}", err=True)
+            # What waits in the buffer would fail once more at the program's end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(COMMANDS)
