@@ -31,7 +31,11 @@ class Pattern(click.ParamType[re.Pattern[str]]):
 @click.option("--job", "job_id", help="Of this job.")
 @click.option("--server", help="Of this server, by its name or id.")
 @click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], help="From this level up.")
-@click.option("--since", type=Since(), help="Not older: 10m, 2h, or a time (without an offset, of this machine).")
+@click.option(
+    "--since",
+    type=Since(),
+    help="Not older: 10m, 2h, or a time (without an offset, of this machine).",
+)
 @click.option("--grep", "pattern", type=Pattern(), help="With this in some value.")
 def logs(
     files: tuple[TextIO, ...],
