@@ -215,10 +215,12 @@ async def test_a_call_serves_one_job_after_the_other(an_sshd: OpenSshd, tmp_path
         names = await after_one_job(rig, sshd)
         (waiting,) = waiting_runs(sshd)
         with trio.fail_after(30):
-            reports = [await rig.run(f"echo {number}; exit {number}", names) for number in range(5)]
+            reports = []
             # What is not short and plain has a call of its own.
-            reports.append(await rig.run("echo é", names))
-            await until_idle(rig)
+            for script in (*(f"echo {number}; exit {number}" for number in range(5)), "echo é"):
+                reports.append(await rig.run(script, names))
+                # Before the call is free again, the next job would have one more.
+                await until_idle(rig)
 
         assert [report.executions[0].output for report in reports] == [
             *(f"{number}\n" for number in range(5)),

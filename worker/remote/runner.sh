@@ -394,8 +394,8 @@ leave_ticker() {
         kill -s KILL "$ticker"
         wait "$ticker"
     elif has_ticker; then
-        # A script may have stopped it.
-        case $state_of in T*) kill -s CONT "$ticker" ;; esac
+        # Its script may have stopped it; of what has not come through yet nothing is to be seen.
+        kill -s CONT "$ticker"
         # By now: it may have begun its longer rest while the end was recorded.
         measure_since "$began_s" "$began_ms"
         [ "$elapsed" -lt 90 ] || kill -URG "$ticker"
