@@ -10,7 +10,7 @@ from worker.values import parse_duration
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 MOST_ROWS = 1_000_000
-# What a date can say; in seconds, and as UTC epoch milliseconds.
+# A century, and the end of the year 9999 in UTC epoch milliseconds: no date says more.
 MOST_SECONDS = 100 * 366 * 86400.0
 LATEST_MS = 253_402_214_400_000
 

@@ -48,8 +48,7 @@ def json_answer(
 ) -> Response:
     try:
         content = msgspec.json.encode(value)
-    except (
-        UnicodeEncodeError
-    ):  # half of a surrogate pair, as JSON can have it: whose it is may see to it
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, as JSON can have it: for whoever reads the job that it is in.
         content = json.dumps(value).encode()
     return Response(content, status, headers, media_type="application/json")
