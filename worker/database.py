@@ -1,6 +1,7 @@
 """One SQLite file: opening it, its migrations, transactions off the event loop."""
 
 import errno
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,10 @@ STUCK_SECONDS = 1.0
 
 
 class Database:
-    """Raises StateError if the file is of a newer version than `migrations` know, or of an older
-    one and is not to be migrated."""
+    """Made where there is none, for this account alone.
+
+    Raises OSError or sqlite3.Error if the file cannot be opened, StateError if it is of a newer
+    version than `migrations` know, or of an older one and is not to be migrated."""
 
     def __init__(
         self,
@@ -37,6 +40,9 @@ class Database:
         migrate: bool = True,
         inline: bool = False,
     ) -> None:
+        if isinstance(path, Path):
+            # SQLite gives its -wal and -shm files the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._inline = inline
         # Whether something waits for room.

@@ -1,7 +1,6 @@
 """The embedded queue's SQL: every method is one transaction, and takes the time as `now`."""
 
 import json
-import os
 import secrets
 import sqlite3
 import string
@@ -77,8 +76,6 @@ class Store:
     @classmethod
     def open(cls, path: Path, keyring: Keyring, *, lease_seconds: float = LEASE_SECONDS) -> Self:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its -wal and -shm files the mode of the database.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         try:
             database = Database(path, resources.files("worker.queue_server") / "migrations")
         except sqlite3.Error as error:

@@ -46,7 +46,7 @@ def open_state(directory: Path) -> Iterator[Database]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         try:
-            database = _database(directory)
+            database = Database(directory / DATABASE, MIGRATIONS)
         except (OSError, sqlite3.Error, StateError) as error:
             raise StateError(f"CRONIUM_STATE_DIR {directory}: {DATABASE}: {error}") from error
         try:
@@ -66,7 +66,7 @@ def open_shared(directory: Path, name: str) -> Iterator[Database]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (directory / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two would make the tables at once
-            database = _database(directory)
+            database = Database(directory / DATABASE, MIGRATIONS)
     except OSError as error:
         raise StateError(f"{name} {directory}: {error.strerror}") from error
     except (sqlite3.Error, StateError) as error:
@@ -102,12 +102,6 @@ def open_beside(directory: Path) -> Iterator[Database]:
         raise StateError(f"CRONIUM_STATE_DIR {directory}: {DATABASE}: {error}") from error
     finally:
         database.close()
-
-
-def _database(directory: Path) -> Database:
-    # SQLite gives its -wal and -shm files the mode of the database, which holds scripts' output.
-    os.close(os.open(directory / DATABASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    return Database(directory / DATABASE, MIGRATIONS)
 
 
 def holder(directory: Path) -> str | None:
