@@ -113,7 +113,7 @@ class Intake:
                     await self._slot_freed.wait()
                 if trio.current_time() >= look_again_at:
                     look_again_at = math.inf
-                    await self.release_orphans()
+                    has_looked = await self.release_orphans()
             self.due_at = trio.current_time() + ROUND_SECONDS
             # The queue counts held jobs against the poll, so ask for as many more.
             began = trio.current_time()

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,14 @@ def test_usage_is_checked_first(site: Site) -> None:
         done = site.command("check", *arguments)
         assert done.returncode == 2
         assert "Usage" in done.stderr
+
+
+def test_a_key_that_is_no_text_is_named(site: Site) -> None:
+    done = site.command("check", "--server", "a@127.0.0.1", "--key", sys.executable)
+
+    assert done.returncode == 2
+    assert f"{sys.executable}: 'utf-8'" in done.stderr
+    assert "expected a private key" in done.stderr
 
 
 @pytest.mark.parametrize(

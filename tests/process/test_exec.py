@@ -208,6 +208,7 @@ def test_a_disk_that_is_full_ends_the_runs(call: Caller, sshd: Sshd, tmp_path: P
 
     assert ended.exists()
     assert done.returncode == 130
+    assert "the output: No space left on device; the runs are ended\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 

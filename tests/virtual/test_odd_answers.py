@@ -87,7 +87,7 @@ async def test_a_result_is_told_once_the_api_itself_answers(
     assert rig.parked() == []
 
 
-async def test_a_job_that_is_nested_too_deep_fails_and_the_next_one_runs(
+async def test_a_job_that_is_nested_too_deep_can_be_failed(
     autojump_clock: MockClock, rig: Rig
 ) -> None:
     """Its row has it too, in whatever it is asked for by."""

@@ -46,7 +46,8 @@ class LazyGroup(click.Group):
         try:
             return super().main(*arguments, **named)
         except OSError as error:
-            if error.errno not in _FULL:
+            # One that names a file is not of the output.
+            if error.errno not in _FULL or error.filename is not None:
                 raise
             click.echo(f"cronium-worker: the output: {error.strerror}", err=True)
             # What waits in the buffer would fail once more at the program's end.

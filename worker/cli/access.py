@@ -127,7 +127,7 @@ def exit_codes_of(server: NamedServer) -> Iterator[None]:
 def credential(key: Path | None, *, ask_passphrase: bool) -> Credential:
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
-    text = _key_text(key or _usual_key())
+    text = key_text(key or _usual_key())
     passphrase = click.prompt("Passphrase", hide_input=True, err=True) if ask_passphrase else None
     return Credential(Secret(text), Secret(passphrase) if passphrase else None)
 
@@ -140,7 +140,8 @@ def _usual_key() -> Path:
     raise click.UsageError(f"{folder} has none of {', '.join(USUAL_KEYS)}; expected --key FILE")
 
 
-def _key_text(path: Path) -> str:
+def key_text(path: Path) -> str:
+    """Ends the command where it cannot be read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:

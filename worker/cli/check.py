@@ -24,8 +24,8 @@ from worker.checkup import (
     look_at_machine,
     look_at_settings,
 )
+from worker.cli.access import key_text
 from worker.cli.exits import EXIT_FAILED
-from worker.cli.parameters import text_of
 from worker.cli.printing import silence_log
 from worker.database import Database
 from worker.errors import StateError
@@ -101,7 +101,7 @@ def check(
         trio.run(look_at_api, loaded, say)
         if server is not None:
             user, host, port = server
-            key = None if key_file is None else Secret(text_of(key_file))
+            key = None if key_file is None else Secret(key_text(key_file))
             credential = Credential(key, None, None if password is None else Secret(password))
             trio.run(_try_server, loaded, Target(host, port, user, credential), say)
     if as_json:

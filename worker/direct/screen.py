@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 from worker.dispatch.result import Outcome
@@ -89,8 +90,12 @@ class Screen:
         try:
             target.write(data)
             target.flush()
-        except OSError:  # the pipe's reader, the terminal or the room on the disk is gone
+        except OSError as error:  # the pipe's reader, the terminal or the room is gone
             self._is_over = True
+            if not isinstance(error, BrokenPipeError) and target is not self._err:
+                with suppress(OSError):
+                    self._err.write(f"the output: {error.strerror}; the runs are ended\n".encode())
+                    self._err.flush()
             # What waits in the buffer would fail once more at the program's end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
             self._nobody_reads()
