@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 from tests.forked import Forked, run_forked
 from tests.ports import reserved_port
@@ -24,13 +24,16 @@ DEADLINE_SECONDS = 60.0
 COMMAND = (sys.executable, "-m", "worker")
 
 Process: TypeAlias = Forked | subprocess.Popen[bytes]
+T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], T], what: str) -> T:
+    """What `condition` says once that is true."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
+    return found
 
 
 @dataclass(slots=True)

@@ -82,7 +82,9 @@ def _stage(
             submitted = [site.submit(script, *_targets(names, index)) for index in range(jobs)]
             if is_killing:
                 wait_for(lambda: _ended(site) >= KILL_AFTER * jobs, "a part of the jobs' end")
-                next(filter(_is_at_work, workers)).process.kill()
+                # Jobs that begin together end together: for a moment nobody may be at work.
+                at_work = wait_for(lambda: list(filter(_is_at_work, workers)), "one at work")
+                at_work[0].process.kill()
             wait_for(lambda: _ended(site) == jobs, "all jobs' end")
             seconds = time.monotonic() - began
         reports = [site.store.report(job_id) for job_id in submitted]
