@@ -36,7 +36,7 @@ def client_of(answer: Callable[[str], httpx.Response]) -> QueueClient:
         await trio.sleep(0.01)
         return answer(request.url.path.rpartition("/")[2])
 
-    http = Http("http://queue/api/internal", httpx.MockTransport(handle))
+    http = Http("http://queue/api/internal", lambda: httpx.MockTransport(handle))
     return QueueClient(http, cast("ApiSettings", SimpleNamespace(token=TOKEN)), "worker-1")
 
 

@@ -88,7 +88,7 @@ async def by_runtime_api() -> AsyncIterator[Rig]:
     url = "http://runtime:8081/base"
     settings = RuntimeSettings(url, SecretSource(Secret(SECRET)))
     async with httpx.MockTransport(api) as transport:
-        http = Http(url, transport)
+        http = Http(url, lambda: transport)
         yield Rig(api, Runtimes(_queue(http), http, settings))
 
 
@@ -97,7 +97,7 @@ async def by_internal_routes() -> AsyncIterator[Rig]:
     api = Api()
     url = "http://app/api/internal/"
     async with httpx.MockTransport(api) as transport:
-        yield Rig(api, Runtimes(_queue(Http(url, transport))))
+        yield Rig(api, Runtimes(_queue(Http(url, lambda: transport))))
 
 
 def _queue(http: Http) -> QueueClient:

@@ -1,0 +1,93 @@
+"""The connections to an API: as many as there are calls at once."""
+
+import httpx
+import trio
+from trio.testing import MockClock
+
+from worker.api.transport import CALLS_AT_ONCE, PATIENCE_SECONDS, Http
+
+MANY = 4 * CALLS_AT_ONCE
+
+
+class Line(httpx.AsyncBaseTransport):
+    """One that answers after `seconds`, and counts."""
+
+    def __init__(self, lines: "list[Line]", seconds: float) -> None:
+        lines.append(self)
+        self._seconds = seconds
+        self.calls = self.at_once = 0
+        self.is_closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert not self.is_closed
+        self.calls += 1
+        self.at_once += 1
+        assert self.at_once == 1
+        try:
+            await trio.sleep(self._seconds)
+        finally:
+            self.at_once -= 1
+        return httpx.Response(200, json={}, request=request)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.is_closed = True
+
+
+async def call(http: Http) -> None:
+    await http.request("GET", "jobs", content=None, headers={}, seconds=30)
+
+
+async def call_many(http: Http) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(MANY):
+            nursery.start_soon(call, http)
+
+
+async def test_calls_one_after_another_share_a_connection(autojump_clock: MockClock) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 0.01))
+
+    for _ in range(20):
+        await call(http)
+
+    assert [line.calls for line in lines] == [20]
+
+
+async def test_an_api_that_answers_is_called_a_few_times_at_once(autojump_clock: MockClock) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 0.01))
+
+    await call_many(http)
+
+    assert len(lines) == CALLS_AT_ONCE
+    assert sum(line.calls for line in lines) == MANY
+
+
+async def test_a_slow_one_is_called_all_the_same_and_spare_connections_go(
+    autojump_clock: MockClock,
+) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 60 * PATIENCE_SECONDS))
+
+    began = trio.current_time()
+    await call_many(http)
+
+    assert trio.current_time() - began < 70 * PATIENCE_SECONDS
+    assert len(lines) == MANY
+    assert sum(not line.is_closed for line in lines) == CALLS_AT_ONCE
+    await http.aclose()
+    assert all(line.is_closed for line in lines)
+
+
+async def test_a_call_that_is_given_up_leaves_its_connection_to_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 1))
+
+    for _ in range(5):
+        with trio.move_on_after(0.5):
+            await call(http)
+
+    assert [line.calls for line in lines] == [5]
