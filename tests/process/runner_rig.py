@@ -376,9 +376,16 @@ class Server:
                 Path(record.read_text().strip()).rmdir()
 
     def payloads(self, run_id: str) -> list[str]:
-        """Where what came with the run lies; by a walk, as glob trips over what goes meanwhile."""
-        _, folders, _ = next(os.walk(self.directory(run_id)), ("", [], []))
-        return [name for name in folders if name.startswith("in.")]
+        """What is there of all that came with the run."""
+        # By a walk, as glob trips over what goes meanwhile.
+        files = (
+            Path(folder, name)
+            for folder, _, names in os.walk(self.directory(run_id))
+            for name in names
+        )
+        return [
+            path.name for path in files if path.parent.name.startswith("in.") and _has_content(path)
+        ]
 
     def supervisors(self) -> list[int]:
         """With what they have ready, and what their sweeps start."""
@@ -414,6 +421,12 @@ def carriers(run_id: str) -> list[int]:
     """The living processes whose environment names this run."""
     cookie = f"CRONIUM_EXECUTION_ID={run_id}".encode()
     return [pid for pid in all_pids() if cookie in _words(pid, "environ")]
+
+
+def _has_content(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat().st_size > 0
+    return False
 
 
 def _words(pid: int, file: str) -> set[bytes]:

@@ -262,9 +262,8 @@ def test_a_run_after_one_that_nobody_could_end_has_a_ticker_of_its_own(open_path
         (server.home / "gate").touch()
         call.follow()
 
-        wait_until(
-            lambda: not list(server.root.glob("runs/*/in.*")), "payloads of both are removed"
-        )
+        for run_id in (first, second):
+            assert not server.payloads(run_id)
         kill_if_alive(pid)
 
 

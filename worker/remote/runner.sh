@@ -207,7 +207,6 @@ supervise() {
         [ "$starts" -eq 1 ] || is_ahead=1
         [ -z "$is_ahead" ] || is_ready || prepare_script
     done
-    has_ticker || drop_owed
     exec 7>&- 8>&- </dev/null
     # A script may have stopped it.
     [ -z "$script_pid" ] || { kill -s CONT "$script_pid"; wait "$script_pid"; }
@@ -302,7 +301,6 @@ leave_tomb() {
 prepare_ticker() {
     has_ticker && return
     ticker=''
-    drop_owed
     open_pipe 8 9
 }
 
@@ -316,7 +314,7 @@ start_ticker() {
         ticker_started=$started
         exec 9<&-
     }
-    echo "$run $in $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
+    echo "$run $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
 
 # We were woken for no reason: by the end of our ticker, or by what may be the end of it. Where there is no
@@ -334,10 +332,9 @@ renew_ticker() {
 has_ticker() {
     [ -n "$ticker" ] && is_process "$ticker" "$ticker_started"
 }
-ticker='' owed='' is_ticker=''
+ticker='' is_ticker=''
 
-# For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended. Then
-# its payload is removed, where that has not been done with all of the run.
+# For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended.
 tick() {
     is_ticker=1
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
@@ -346,7 +343,7 @@ tick() {
     # Nor are we to go unnoticed amid a run.
     trap 'echo tick >&3; kill -URG $$' EXIT
     trap exit HUP TERM
-    while read -r run in script_pid script_started limit_s output_limit began_s began_ms; do
+    while read -r run script_pid script_started limit_s output_limit began_s began_ms; do
         # Where the script was quicker to delete it, that is what we have to tell of.
         cd "$run" 2>/dev/null || cd /
         last_s='' overdue=0
@@ -363,7 +360,6 @@ tick() {
             case $state_of in T*) kill -s CONT $$ ;; esac
             is_at_end || ! { is_to_be_woken || is_overdue; } || kill -URG $$
         done
-        [ ! -d "$run/$in" ] || rm -rf "${run:?}/$in"
         cd /
     done
 }
@@ -383,31 +379,19 @@ is_at_end() {
     ! is_process "$script_pid" "$script_started" && { find_record || is_gone; }
 }
 
-# Has the ticker go on to the next run. It may be gone, before or after it has removed what it should.
+# Has the ticker go on to the next run. Where it is gone, whatever has its number now does not mind.
 leave_ticker() {
-    once=$owed owed=''
-    for path in $once "$run/$in"; do
-        [ ! -d "$path" ] || owed="$owed $path"
-    done
     if is_process "$script_pid" "$script_started"; then
         # By whoever nobody could end it would be kept.
         kill -s KILL "$ticker"
         wait "$ticker"
-    elif has_ticker; then
+    else
         # Its script may have stopped it; of what has not come through yet nothing is to be seen.
         kill -s CONT "$ticker"
         # By now: it may have begun its longer rest while the end was recorded.
         measure_since "$began_s" "$began_ms"
         [ "$elapsed" -lt 90 ] || kill -URG "$ticker"
-        return
     fi
-    drop_owed
-}
-
-drop_owed() {
-    # shellcheck disable=SC2086  # paths, to be split
-    [ -z "$owed" ] || rm -rf $owed
-    owed=''
 }
 
 # Not without need, as bash may lose the status of a script that ends at that very moment. Where there is no
@@ -680,8 +664,17 @@ finish() {
     [ -z "$cgroup" ] || part_with_cgroup
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
+    empty_payload
     leave_ticker
     script_pid=''
+}
+
+# To remove it would take a program, and it goes with the run before long. A script may have put there what is no
+# file, or is another.
+empty_payload() {
+    for path in "$in"/*; do
+        [ ! -f "$path" ] || [ -h "$path" ] || { true >"$path"; } 2>/dev/null || rm -f "$path"
+    done
 }
 
 # What a script leaves running on purpose keeps it: the run goes on to name it, for forget and the janitor.
