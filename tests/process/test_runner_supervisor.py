@@ -239,4 +239,5 @@ def test_one_that_claimed_a_run_and_is_gone_before_it_says_so_has_lost_it(
 
         assert call.end == (125, "lost")
         starts = server.home / "starts"
-        assert not starts.exists() or starts.read_text() == "one\n"
+        # It may be ended between opening the file and writing to it.
+        assert not starts.exists() or starts.read_text() in ("", "one\n")
