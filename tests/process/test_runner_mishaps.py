@@ -309,6 +309,29 @@ def test_a_pipe_in_the_place_of_a_file_holds_up_nothing(
     assert server.ask("attach", run_id, "0", "0")[1].end == (0, "exit")
 
 
+@pytest.mark.parametrize("name", ["x) S 1 1 1 1 (y", "x)", "a (b) c"])
+def test_a_script_is_known_whatever_it_calls_itself(tmp_path: Path, name: str) -> None:
+    def check(server: Server) -> None:
+        itself = f'"$HOME/{name}"'
+        script = f'cp "$(command -v sleep)" {itself}; echo $$; exec env -i {itself} 25'
+        run_id = new_id()
+        call = server.start(run_id, payload(script.encode()))
+        call.read_until(lambda call: call.out.endswith(b"\n"))
+        pid = int(call.out)
+        wait_until(
+            lambda: name.encode() in Path(f"/proc/{pid}/comm").read_bytes(), "it is called so"
+        )
+
+        os.kill(server.supervisor(run_id), signal.SIGKILL)
+        call.finish()
+        assert server.ask("attach", run_id, "0", "0")[1].end == (125, "lost")
+
+        # By nothing but its number and since when it runs it can be known.
+        assert is_ended(pid, within=0)
+
+    in_every_shell(tmp_path, check, grace_ms=300, edits=WITHOUT_CGROUPS)
+
+
 def test_a_limit_of_a_month_is_not_over_at_once(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         call = server.call("spare")

@@ -49,8 +49,11 @@ identify() {
         stat=''
         # The name before the last ") " may hold anything, newlines too.
         { while IFS= read -r line; do stat=$line; done <"/proc/$1/stat"; } 2>/dev/null
+        # From the end it takes a shell as long as all else here; few names have that in them.
+        rest=${stat#*') '}
+        case $rest in *')'*) rest=${stat##*') '} ;; esac
         # shellcheck disable=SC2086  # numbers, to be split
-        set -- ${stat##*') '}
+        set -- $rest
         [ -n "${20-}" ] || return 1
         state_of=$1 group_of=$3 started=${20}
     else
