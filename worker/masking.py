@@ -146,6 +146,8 @@ class MaskingStream:
         return self._advance(data, is_last=True)
 
     def _advance(self, data: bytes, *, is_last: bool) -> Masked:
+        if not data and not self._held:
+            return Masked(b"", self._received)  # most streams end so
         # The line break is there for what is looked for at the beginning of a line only.
         before = b"\n" if self._begins_line else b""
         text = b"".join(part for part in (before, self._held, data) if part)

@@ -93,8 +93,11 @@ class Spool:
             self._file = None
 
     def _open(self) -> int:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            file = _create(self._path)
+        except FileNotFoundError:  # the first of its job
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = _create(self._path)
         try:
             _put(file, _header.pack(MAGIC, self.limit, self.received, self.source), 0)
         except BaseException:
@@ -146,6 +149,10 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _put(file: int, data: bytes, at: int) -> None:
