@@ -1,6 +1,7 @@
 """The commands of `cronium-worker queue`."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,12 +19,14 @@ from worker.api.tokens import Identity, sign
 from worker.cli.queue import queue
 from worker.clock import now_ms
 from worker.queue_server.bodies import CreateExecution, UpdateExecution
+from worker.queue_server.follow import follow
 from worker.queue_server.keys import open_keyring
 from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.store import Store
 from worker.secret import Secret
 
 WORKER = "worker-1"
+NOBODY = ("--host", "h", "--user", "u")
 
 
 class Commands:
@@ -204,8 +207,13 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
             2,
             "is no text",
         ),
-        (["serve", "--token-file", sys.executable], 1, "is no text"),
-        (["serve", "--jwt-secret-file", sys.executable], 1, "is no text"),
+        (["serve", "--token-file", sys.executable], 2, "is no text"),
+        (["serve", "--jwt-secret-file", sys.executable], 2, "is no text"),
+        (["add-server", "", *NOBODY, "--key-file", __file__], 2, "NAME is empty"),
+        (["add-server", "x", *NOBODY, "--user", " ", "--key-file", __file__], 2, "--user is empty"),
+        (["add-server", "x", *NOBODY, "--host", "", "--key-file", __file__], 2, "--host is empty"),
+        (["add-server", "x", *NOBODY, "--key-file", os.devnull], 2, "the key in /dev/null is emp"),
+        (["add-server", "x", *NOBODY, "--password-file", os.devnull], 2, "the password in /dev/n"),
         (["serve", "--port", "99999"], 2, "0<=x<=65535"),
         (["jobs", "--limit", "9" * 30], 2, "is not in the range"),
         (["add-server", "x", "--host", "h", "--user", "u"], 2, "--key-file or --password-file"),
@@ -218,13 +226,34 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
     ],
 )
 def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands: Commands) -> None:
+    commands.add_server("web-1")
+
     assert said in commands(*arguments, code=code).stderr
 
 
 def test_a_file_that_is_no_database_is_named(commands: Commands) -> None:
     commands.database.write_bytes(4000 * b"none")
 
-    assert "file is not a database" in commands("jobs", code=1).stderr
+    assert "file is not a database" in commands("jobs", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jobs"],
+        ["show", "job_1"],
+        ["cancel", "job_1"],
+        ["submit", "backup"],
+        ["add-event", "backup", "--script", __file__, "--server", "web-1"],
+    ],
+)
+def test_a_queue_that_is_not_there_is_named_and_not_made(
+    arguments: list[str], commands: Commands
+) -> None:
+    said = commands(*arguments, code=2).stderr
+
+    assert f"{commands.database}: there is no queue" in said
+    assert list(commands.folder.iterdir()) == []
 
 
 async def test_serve_says_where_keeps_a_token_and_ends_on_a_signal(commands: Commands) -> None:
@@ -312,7 +341,7 @@ def test_a_secret_that_is_none_stops_the_start(secret: str, said: str, commands:
 
     # An address that nobody has: should the secret be taken, it ends all the same.
     nowhere = ("--host", "192.0.2.1", "--insecure")
-    result = commands("serve", *nowhere, "--jwt-secret-file", file, code=1)
+    result = commands("serve", *nowhere, "--jwt-secret-file", file, code=2)
 
     assert file in result.stderr
     assert said in result.stderr
@@ -327,6 +356,23 @@ async def _started(command: list[str], task_status: trio.TaskStatus[trio.Process
         await process.wait()
     finally:
         process.kill()
+
+
+def test_a_job_over_its_limit_is_told_apart_from_one_that_failed(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("slow.sh", "sleep 9")
+    job_id = commands("submit", "--script", script, "--server", "web-1").stdout.strip()
+    end = JobEnd(JobStatus.FAILED, "timeout", {"exitCode": 124})
+    with commands.store() as store:
+        store.claim(WORKER, limit=1, types=None, now=now_ms())
+        store.end(job_id, Claimant(WORKER), end, now_ms())
+        told = list(follow(store, job_id))
+
+    assert told == [f"{job_id}: timeout, exit 124"]
+    assert f"{job_id}  slow.sh  timeout, exit 124" in commands("show", job_id).stdout
+    assert "timeout" in commands("jobs").stdout
+    # As the app has it.
+    assert json.loads(commands("jobs", "--json").stdout)[0]["status"] == "failed"
 
 
 def _finished_job(commands: Commands) -> str:

@@ -347,6 +347,15 @@ def test_orphans_of_a_running_worker_are_its_own_to_free(site: Site) -> None:
     assert f"pid {worker.pid}" in done.stderr
 
 
+def test_orphans_without_a_state_makes_none(site: Site) -> None:
+    done = site.command("orphans")
+
+    assert done.returncode == 2
+    assert "there is no state.db" in done.stderr
+    assert "--of" in done.stderr
+    assert not (site.folder / "state").exists()
+
+
 def test_a_command_that_needs_the_api_exits_69_without_it(site: Site) -> None:
     done = site.command("orphans", "--of", "somebody")
 

@@ -20,7 +20,7 @@ from worker.errors import (
 )
 from worker.report import release_entry
 from worker.settings import Settings
-from worker.state.directory import open_state
+from worker.state.directory import DATABASE, open_state
 from worker.state.identity import worker_id
 from worker.state.outbox import Outbox
 
@@ -57,6 +57,13 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
         if of_id is not None:
             ids = trio.run(_orphans, loaded, of_id, release, ())
         else:
+            if not (loaded.state_dir / DATABASE).exists():
+                # To open it would make it, and an id that nothing was ever claimed under.
+                fail(
+                    f"CRONIUM_STATE_DIR {loaded.state_dir}: there is no {DATABASE}, so no worker "
+                    "was started on it; name one whose state is lost with --of",
+                    EXIT_CONFIGURATION,
+                )
             # Under the lock: what a running worker has claimed is not orphaned.
             with open_state(loaded.state_dir) as database:
                 own = worker_id(database, loaded.orchestrator_id)

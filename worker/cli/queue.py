@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,11 +16,12 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, text_of
 from worker.clock import now_ms, rfc3339
-from worker.errors import WorkerError
-from worker.queue_server.follow import follow, outcome
+from worker.errors import SettingsError, StateError, WorkerError
+from worker.queue_server.follow import follow, outcome, state
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.model import Execution, JobReport, Priority, Script, ScriptType, Server
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
@@ -226,20 +227,35 @@ def add_server(
         raise click.UsageError("give either --key-file or --password-file")
     if passphrase_file is not None and key_file is None:
         raise click.UsageError("--passphrase-file goes with --key-file")
-    with _opened(database) as store:
-        server = Server(
-            id=0,
-            name=name,
-            host=host,
-            port=port,
-            username=user,
-            private_key=_text(key_file),
-            passphrase=_line(passphrase_file),
-            password=_line(password_file),
-            host_key="\n".join(key.line or key.fingerprint for key in host_keys) or None,
-        )
+    server = Server(
+        id=0,
+        name=name,
+        host=host,
+        port=port,
+        username=user,
+        private_key=_text(key_file),
+        passphrase=_line(passphrase_file),
+        password=_line(password_file),
+        host_key="\n".join(key.line or key.fingerprint for key in host_keys) or None,
+    )
+    _refuse_nothing(
+        {
+            "NAME": server.name,
+            "--host": server.host,
+            "--user": server.username,
+            f"the key in {key_file}": server.private_key,
+            f"the password in {password_file}": server.password,
+        }
+    )
+    with _opened(database, is_new=True) as store:
         server_id = store.put_server(server, now_ms())
     click.echo(f"server {name} has id {server_id}", err=True)
+
+
+def _refuse_nothing(given: Mapping[str, str | None]) -> None:
+    for what, text in given.items():
+        if text is not None and not text.strip():
+            raise click.UsageError(f"{what} is empty")
 
 
 @queue.command("add-event")
@@ -311,24 +327,20 @@ def submit(
     elif not servers:
         raise click.UsageError("--script needs at least one --server")
     level = Priority[priority.upper()]
+    given = None if script_file is None else (script_file.name, _script(script_file, options))
     with _opened(database) as store:
-        if event is not None:
+        if given is not None:
+            job_id = store.submit_script(
+                *given, servers, now_ms(), priority=level, scheduled_for=scheduled_for
+            )
+        else:
+            assert event is not None  # noqa: S101  one of the two is there
             job_id = store.submit(
                 event,
                 now_ms(),
                 priority=level,
                 scheduled_for=scheduled_for,
                 environment=dict(options["environment"]),
-            )
-        else:
-            assert script_file is not None  # noqa: S101  one of the two is there
-            job_id = store.submit_script(
-                script_file.name,
-                _script(script_file, options),
-                servers,
-                now_ms(),
-                priority=level,
-                scheduled_for=scheduled_for,
             )
         click.echo(job_id)
         if wait:
@@ -375,7 +387,7 @@ def jobs(database: Path, limit: int, as_json: bool) -> None:
         table.add_row(
             job.id,
             job.event_name,
-            job.status,
+            state(job),
             str(exit_code),
             Priority(job.priority).name.lower(),
             rfc3339(job.created_at),
@@ -457,7 +469,7 @@ def _report_json(report: JobReport) -> dict[str, Any]:
 def _print_report(report: JobReport) -> None:
     job = report.job
     exit_code = "" if report.exit_code is None else f", exit {report.exit_code}"
-    click.echo(f"{job.id}  {job.event_name}  {job.status}{exit_code}")
+    click.echo(f"{job.id}  {job.event_name}  {state(job)}{exit_code}")
     if report.message:
         click.echo(report.message)
     if not report.executions:
@@ -500,8 +512,13 @@ def _line(file: Path | None) -> str | None:
 
 
 @contextmanager
-def _opened(database: Path) -> Iterator[Store]:
+def _opened(database: Path, *, is_new: bool = False) -> Iterator[Store]:
+    """Where there is none it is made only if it may be `is_new`."""
     with _errors_shown():
+        if not is_new and not database.exists():
+            raise StateError(
+                f"{database}: there is no queue; `queue serve` and `queue add-server` make one"
+            )
         store = Store.open(database, open_keyring(database, os.environ))
         try:
             yield store
@@ -511,8 +528,11 @@ def _opened(database: Path) -> Iterator[Store]:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Errors that an operator can act on, as one line on stderr and exit code 1."""
+    """Errors that an operator can act on, as a line on stderr, or one for each setting; exit
+    code 2 where settings, or what they name, cannot be used, else 1."""
     try:
         yield
+    except (SettingsError, StateError) as error:
+        fail(str(error), EXIT_CONFIGURATION)
     except (WorkerError, OSError) as error:
         raise click.ClickException(str(error)) from error

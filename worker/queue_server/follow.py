@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from worker.queue_server.model import Execution, JobReport
+from worker.queue_server.model import Execution, Job, JobReport
 from worker.queue_server.store import Store
 
 LOOK_SECONDS = 0.2
@@ -36,7 +36,7 @@ def _lines(report: JobReport) -> Iterator[tuple[str, str]]:
         yield "", f"{job.id}: {job.status}{by_whom}"
         return
     message = f": {report.message}" if report.message else ""
-    yield "", f"{job.id}: {job.status}, exit {report.exit_code}{message}"
+    yield "", f"{job.id}: {state(job)}, exit {report.exit_code}{message}"
 
 
 def _line(execution: Execution) -> str:
@@ -47,6 +47,11 @@ def _line(execution: Execution) -> str:
     if execution.total_duration is not None:
         line += f", {execution.total_duration / 1000:.2f} s"
     return line + (f": {execution.error.splitlines()[0]}" if execution.error else "")
+
+
+def state(job: Job) -> str:
+    """As its worker told the end, where it has one: the app files one over its limit as failed."""
+    return job.outcome or job.status
 
 
 def outcome(execution: Execution) -> str:
