@@ -262,8 +262,9 @@ def test_a_run_after_one_that_nobody_could_end_has_a_ticker_of_its_own(open_path
         (server.home / "gate").touch()
         call.follow()
 
+        call.finish()
         for run_id in (first, second):
-            assert not server.payloads(run_id)
+            wait_until(lambda run_id=run_id: not server.payloads(run_id), "its payload is gone")  # type: ignore[misc]
         kill_if_alive(pid)
 
 

@@ -15,6 +15,7 @@ from tests.process.runner_rig import (
     in_every_shell,
     kill_if_alive,
     line_message,
+    message,
     new_id,
     payload,
     serving,
@@ -120,24 +121,66 @@ def test_the_payload_goes_though_its_directory_could_not_be_searched(open_path: 
         ready(server)
         call.run(run_id, b"chmod 000 %s; sleep 0.7; exit 3" % RUN_DIRECTORY)
         assert call.end == (3, "exit")
+        call.finish()
         wait_until(lambda: not server.payloads(run_id), "the payload is gone")
 
     in_every_shell(open_path, check, user=SOMEBODY)
 
 
-def test_the_payload_goes_and_what_its_script_linked_to_stays(open_path: Path) -> None:
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"ln -sf $HOME/mine $there/input",
+        b"ln -f $HOME/mine $there/input",
+        b"ln $there/input $HOME/saved; chmod 400 $there/*",
+        b"mv $there $HOME/saved; ln -s $HOME/mine.d $there",
+        b"mkdir -p $there/sub; mv $there/script $there/sub/.script",
+        b"rm $there/input; mkfifo $there/input",
+    ],
+)
+def test_the_payload_goes_and_what_its_script_has_linked_stays(
+    open_path: Path, script: bytes
+) -> None:
     def check(server: Server) -> None:
-        (mine := server.home / "mine").write_text("precious\n")
-        mine.chmod(0o666)
-        run_id = new_id()
-        link = b"ln -sf $HOME/mine environment; chmod 400 script input; "
-        call = server.run(run_id, payload(b"cd %s/in.*; " % RUN_DIRECTORY + link + b"exit 3"))
-        assert call.end == (3, "exit")
+        mine, its_own = server.home / "mine", server.home / "mine.d" / "file"
+        its_own.parent.mkdir(0o777)
+        for file in (mine, its_own):
+            file.write_text("precious\n")
+            file.chmod(0o666)
+        call, run_id = server.call("run"), new_id()
+        call.run(run_id, b"there=${CRONIUM_INPUT_FILE%/*}; " + script)
+        call.finish()
 
-        wait_until(lambda: server.payloads(run_id) == ["environment"], "all but a link is gone")
-        assert mine.read_text() == "precious\n"
+        assert call.end == (0, "exit")
+        wait_until(lambda: not list(server.directory(run_id).glob("in.*")), "it is gone")
+        assert mine.read_text() == its_own.read_text() == "precious\n"
+        saved = server.home / "saved"
+        assert not saved.is_file() or saved.read_text() == "{}"
 
     in_every_shell(open_path, check, user=SOMEBODY)
+
+
+def test_what_a_script_leaves_running_keeps_its_input(server: Server) -> None:
+    call, run_id = server.call("spare"), new_id()
+    call.run(run_id, b"sh -c 'sleep 0.5; cat >$HOME/got' <$CRONIUM_INPUT_FILE >&- 2>&- & exit 0")
+    assert call.end == (0, "exit")
+
+    wait_until(lambda: (server.home / "got").exists(), "it is read")
+    wait_until(lambda: (server.home / "got").read_text() == "{}", "it has all")
+
+
+def test_the_environment_is_gone_before_the_script_starts(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        script = b"cd ${CRONIUM_INPUT_FILE%/*}; cat environment payload; echo $TOKEN"
+        body = payload(script, environment=b"export TOKEN=s3cret\n")
+        for sent in (message, line_message):
+            call = server.call("run")
+            call.send(sent(new_id(), body))
+            call.finish()
+
+            assert (call.out, call.end) == (b"s3cret\n", (0, "exit"))
+
+    in_every_shell(tmp_path, check)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])

@@ -23,6 +23,8 @@ newline='
 '
 # Runs that one call serves: a shell may remember every child that it had.
 most_served=1000
+# Runs of a call whose payloads lie there after their end.
+most_owed=8
 
 name_artifact() {
     artifact=${1##*/runner-}
@@ -210,6 +212,7 @@ supervise() {
         [ "$starts" -eq 1 ] || is_ahead=1
         [ -z "$is_ahead" ] || is_ready || prepare_script
     done
+    drop_owed
     exec 7>&- 8>&- </dev/null
     # A script may have stopped it.
     [ -z "$script_pid" ] || { kill -s CONT "$script_pid"; wait "$script_pid"; }
@@ -382,13 +385,13 @@ is_at_end() {
     ! is_process "$script_pid" "$script_started" && { find_record || is_gone; }
 }
 
-# Has the ticker go on to the next run. Where it is gone, whatever has its number now does not mind.
+# Has the ticker go on to the next run.
 leave_ticker() {
     if is_process "$script_pid" "$script_started"; then
         # By whoever nobody could end it would be kept.
         kill -s KILL "$ticker"
         wait "$ticker"
-    else
+    elif has_ticker; then
         # Its script may have stopped it; of what has not come through yet nothing is to be seen.
         kill -s CONT "$ticker"
         # By now: it may have begun its longer rest while the end was recorded.
@@ -523,6 +526,8 @@ become_script() {
     trap 'printf "cronium: the environment could not be set\n" >&3' EXIT
     # shellcheck source=/dev/null
     . "$1/environment"
+    # While nobody else can have anything there.
+    { true >"$1/environment" && true >"$1/payload"; } 2>/dev/null
     trap - EXIT
     exec 2>&3 3>&-
     export CRONIUM_EXECUTION_ID="$2" CRONIUM_WORK_DIR="$PWD" CRONIUM_INPUT_FILE="$1/input" CRONIUM_CALLS="$5"
@@ -667,18 +672,23 @@ finish() {
     [ -z "$cgroup" ] || part_with_cgroup
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
-    empty_payload
     leave_ticker
-    script_pid=''
+    script_pid='' owed="$owed $run/$in" owes=$((owes + 1))
+    [ "$owes" -lt "$most_owed" ] || drop_owed
 }
 
-# To remove it would take a program, and it goes with the run before long. A script may have put there what is no
-# file, or is another.
-empty_payload() {
-    for path in "$in"/*; do
-        [ ! -f "$path" ] || [ -h "$path" ] || { true >"$path"; } 2>/dev/null || rm -f "$path"
+# What came with runs, but for what was secret from the start. By one program for several, and for none where the
+# runs have been forgotten, as most are by then.
+drop_owed() {
+    once=$owed owed='' owes=0
+    for path in $once; do
+        [ ! -d "$path" ] || owed="$owed $path"
     done
+    # shellcheck disable=SC2086  # paths, to be split
+    [ -z "$owed" ] || rm -rf $owed
+    owed=''
 }
+owed='' owes=0
 
 # What a script leaves running on purpose keeps it: the run goes on to name it, for forget and the janitor.
 part_with_cgroup() {
