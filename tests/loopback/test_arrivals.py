@@ -1,7 +1,7 @@
 """How soon a long poll of the embedded queue hears of a job that another process submits."""
 
-import os
-import stat
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,10 @@ import trio
 from tests.queue_rig import QueueRig, claim, running_queue
 from worker.clock import now_ms
 from worker.queue_server import arrivals
-from worker.queue_server.bell import MOST_BYTES, bell_of, ring
+from worker.queue_server.arrivals import Arrivals
+from worker.queue_server.bell import MOST_AT_ONCE, ring
+from worker.queue_server.keys import open_keyring
+from worker.queue_server.store import Store
 
 # So long a look takes to come, where nobody is told.
 FAR_SECONDS = 20.0
@@ -45,7 +48,6 @@ async def test_a_poll_hears_at_once_of_what_is_submitted_beside_the_server(tmp_p
         async with running_queue(tmp_path) as queue:
             for _ in range(3):
                 assert await seconds_to_claim(queue) < SOON_SECONDS
-            assert stat.S_IMODE(bell_of(queue.database).stat().st_mode) == 0o600
 
 
 @pytest.mark.usefixtures("far_looks")
@@ -59,32 +61,47 @@ async def test_what_is_due_later_is_handed_out_when_it_is(tmp_path: Path) -> Non
 async def test_a_bell_that_nobody_heard_for_long_is_heard_again(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with running_queue(tmp_path) as queue:
-            for _ in range(MOST_BYTES + 100):  # while nobody polls
-                ring(bell_of(queue.database))
+            for _ in range(3 * MOST_AT_ONCE):  # while nobody polls
+                ring(queue.database)
             assert await seconds_to_claim(queue) < SOON_SECONDS
 
 
-@pytest.mark.parametrize("what", ["a file", "a link", "a directory"])
-async def test_where_there_can_be_no_bell_a_job_is_found(tmp_path: Path, what: str) -> None:
-    bell = bell_of(tmp_path / "queue.db")
-    notes = tmp_path / "notes"
-    notes.write_text("mine\n")
-    match what:
-        case "a file":
-            os.link(notes, bell)
-        case "a link":
-            bell.symlink_to(notes)
-        case _:
-            bell.mkdir()
+@pytest.mark.usefixtures("far_looks")
+async def test_by_another_path_it_is_the_same_bell(tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(tmp_path)
     with trio.fail_after(25):
-        async with running_queue(tmp_path) as queue:
-            assert await seconds_to_claim(queue) < SOON_SECONDS
-    assert notes.read_text() == "mine\n"
+        async with running_queue(tmp_path / "linked") as queue:
+            keyring = open_keyring(tmp_path / "queue.db", {})
+            with closing(Store.open(tmp_path / "queue.db", keyring)) as store:
+                there = QueueRig(queue.address, queue.database, store)
+                assert await seconds_to_claim(there) < SOON_SECONDS
 
 
-async def test_a_server_takes_up_the_bell_of_one_that_was_killed(tmp_path: Path) -> None:
-    os.mkfifo(bell_of(tmp_path / "queue.db"), 0o600)
-    ring(bell_of(tmp_path / "queue.db"))  # nobody is there: it does not wait
+async def test_where_another_server_has_the_bell_a_job_is_found(tmp_path: Path) -> None:
     with trio.fail_after(25):
-        async with running_queue(tmp_path) as queue:
-            assert await seconds_to_claim(queue) < SOON_SECONDS
+        async with running_queue(tmp_path), running_queue(tmp_path) as second:
+            assert await seconds_to_claim(second) < SOON_SECONDS
+
+
+async def test_whoever_rings_all_the_time_has_the_server_look_no_more_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def look(_: Arrivals, now: int) -> bool:
+        looks.append(now)
+        return False
+
+    monkeypatch.setattr(Arrivals, "_something_is_due", look)
+    with trio.fail_after(25):
+        async with running_queue(tmp_path) as queue, queue.client() as client:
+            ended = trio.current_time() + 0.5
+            async with trio.open_nursery() as pollers:
+                pollers.start_soon(partial(claim, client, wait=1))
+                while trio.current_time() < ended:
+                    ring(queue.database)
+                    await trio.lowlevel.checkpoint()
+
+    # And for the rest of the second that the poll waits.
+    assert 10 < len(looks) < 0.5 / arrivals.APART_SECONDS + 30
+    assert list(tmp_path.glob("*bell*")) == []

@@ -4,7 +4,13 @@ import httpx
 import trio
 from trio.testing import MockClock
 
-from worker.api.transport import CALLS_AT_ONCE, PATIENCE_SECONDS, Http
+from worker.api.transport import (
+    CALLS_AT_ONCE,
+    IDLE_SECONDS,
+    MOST_CONNECTIONS,
+    PATIENCE_SECONDS,
+    Http,
+)
 
 MANY = 4 * CALLS_AT_ONCE
 
@@ -14,6 +20,8 @@ class Line(httpx.AsyncBaseTransport):
 
     def __init__(self, lines: "list[Line]", seconds: float) -> None:
         lines.append(self)
+        self._lines = lines
+        self.most = 0
         self._seconds = seconds
         self.calls = self.at_once = 0
         self.is_closed = False
@@ -23,6 +31,7 @@ class Line(httpx.AsyncBaseTransport):
         self.calls += 1
         self.at_once += 1
         assert self.at_once == 1
+        self.most = sum(line.at_once for line in self._lines)
         try:
             await trio.sleep(self._seconds)
         finally:
@@ -38,9 +47,9 @@ async def call(http: Http) -> None:
     await http.request("GET", "jobs", content=None, headers={}, seconds=30)
 
 
-async def call_many(http: Http) -> None:
+async def call_many(http: Http, count: int = MANY) -> None:
     async with trio.open_nursery() as nursery:
-        for _ in range(MANY):
+        for _ in range(count):
             nursery.start_soon(call, http)
 
 
@@ -91,3 +100,26 @@ async def test_a_call_that_is_given_up_leaves_its_connection_to_the_next(
             await call(http)
 
     assert [line.calls for line in lines] == [5]
+
+
+async def test_however_slow_it_is_there_are_not_more_than_so_many(
+    autojump_clock: MockClock,
+) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 10))
+
+    await call_many(http, 3 * MOST_CONNECTIONS)
+
+    assert max(line.most for line in lines) == MOST_CONNECTIONS
+
+
+async def test_one_that_was_not_used_for_long_is_closed(autojump_clock: MockClock) -> None:
+    lines: list[Line] = []
+    http = Http("http://queue", lambda: Line(lines, 0.01))
+    await call_many(http)
+
+    await trio.sleep(IDLE_SECONDS + 1)
+    for _ in range(CALLS_AT_ONCE):
+        await call(http)
+
+    assert sum(not line.is_closed for line in lines) == 1

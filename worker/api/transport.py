@@ -1,6 +1,7 @@
 """One call to an API of the app; the one place where httpx's errors are translated."""
 
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _WORDS = frozenset(
 # An API that answers needs no more calls at once; one that takes its time is not waited for with
 # the next.
 CALLS_AT_ONCE = 8
+MOST_CONNECTIONS = 100
+# As long as httpx keeps one that nobody uses.
+IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 0.5
 
 _error = msgspec.json.Decoder(wire.ErrorBody)
@@ -86,15 +90,18 @@ class Http:
         self._base_url = base_url.rstrip("/")
         self._host = httpx.URL(base_url).host
         self._new_transport = new_transport
-        # Last the one that was used last, whose connection is most likely to be there still.
-        self._idle: list[httpx.AsyncBaseTransport] = []
+        # With when they were used: the last of them last, as its connection is most likely to
+        # be there still.
+        self._idle: deque[tuple[httpx.AsyncBaseTransport, float]] = deque()
         self._heard = heard
         self._turns = trio.Semaphore(CALLS_AT_ONCE)
+        self._connections = trio.CapacityLimiter(MOST_CONNECTIONS)
 
     async def aclose(self) -> None:
         """Close what no call uses."""
         while self._idle:
-            await self._idle.pop().aclose()
+            transport, _ = self._idle.pop()
+            await transport.aclose()
 
     async def request(
         self,
@@ -140,13 +147,14 @@ class Http:
             await self._turns.acquire()
             has_turn = True
         try:
-            return await self._send(request)
+            async with self._connections:
+                return await self._send(request)
         finally:
             if has_turn:
                 self._turns.release()
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
-        transport = self._idle.pop() if self._idle else self._new_transport()
+        transport = self._idle.pop()[0] if self._idle else self._new_transport()
         try:
             response = await transport.handle_async_request(request)
             response.request = request
@@ -155,11 +163,16 @@ class Http:
             finally:
                 await response.aclose()  # noqa: ASYNC102  httpcore shields it
         finally:
-            if len(self._idle) < CALLS_AT_ONCE:
-                self._idle.append(transport)
-            else:
-                await transport.aclose()  # noqa: ASYNC102  httpcore shields it
+            self._idle.append((transport, trio.current_time()))
+            await self._close_oldest()
         return response
+
+    async def _close_oldest(self) -> None:
+        """If that is one too many, or was not used for long. One for each call is enough."""
+        transport, used_at = self._idle[0]
+        if len(self._idle) > CALLS_AT_ONCE or trio.current_time() - used_at > IDLE_SECONDS:
+            self._idle.popleft()
+            await transport.aclose()  # httpcore shields it
 
 
 @asynccontextmanager

@@ -9,12 +9,13 @@ from typing import NoReturn
 import trio
 
 from worker.clock import now_ms
-from worker.queue_server.bell import Bell, bell_of
+from worker.queue_server.bell import Bell
 
 # What nobody rings for is found so late. A look costs some microseconds: it reads a counter in
 # shared memory.
 LOOK_SECONDS = 0.05
-SOON_SECONDS = 0.001
+# However often somebody rings.
+APART_SECONDS = 0.005
 
 
 class Arrivals:
@@ -24,7 +25,7 @@ class Arrivals:
         # A connection of its own: the counter stands still for the writes of the connection
         # that asks. It is used on the event loop, so it must never wait for a lock.
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=0)
-        self._bell = Bell(bell_of(path))
+        self._bell = Bell(path)
         self._arrived = trio.Event()
         self._polls = 0
         self._polled = trio.Event()
@@ -63,13 +64,14 @@ class Arrivals:
             now = now_ms()
             if self._something_is_due(now):
                 self.notify()
+            await trio.sleep(APART_SECONDS)
             with trio.move_on_after(self._rest_seconds(now)):
                 await self._bell.rung()
 
     def _rest_seconds(self, now: int) -> float:
         if self._next_due_at is None:
             return LOOK_SECONDS
-        return min(max((self._next_due_at - now) / 1000, SOON_SECONDS), LOOK_SECONDS)
+        return min(max((self._next_due_at - now) / 1000 - APART_SECONDS, 0), LOOK_SECONDS)
 
     def close(self) -> None:
         self._bell.close()

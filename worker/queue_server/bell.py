@@ -1,54 +1,58 @@
-"""Ringing for a server from another process: a named pipe beside the database."""
+"""Ringing for a queue's server from another process, by a socket that has a name and no file.
 
-import os
-import stat
+Linux alone has such names; elsewhere nobody is heard. Whoever is on this machine may ring, which
+costs the server a look.
+"""
+
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 import trio
 
 # As many as had come by then count as one.
-MOST_BYTES = 64 * 1024
+MOST_AT_ONCE = 1000
 
 
-def bell_of(database: Path) -> Path:
-    return database.with_name(f"{database.name}-bell")
+def _address(database: Path) -> bytes:
+    """By the file itself, whatever path leads to it. Raises OSError where there is none."""
+    found = database.stat()
+    return b"\0cronium-queue-%d-%d" % (found.st_dev, found.st_ino)
 
 
-def ring(bell: Path) -> None:
-    """Have the server that listens, if there is one, look at the database at once."""
-    with suppress(OSError):  # nobody listens, or has been rung for often enough
-        fd = os.open(bell, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            if stat.S_ISFIFO(os.fstat(fd).st_mode):
-                os.write(fd, b"\n")
-        finally:
-            os.close(fd)
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+
+def ring(database: Path) -> None:
+    """Have the server of `database`, if one listens, look at it at once."""
+    with suppress(OSError), _socket() as sender:  # nobody listens, or has been rung for enough
+        sender.sendto(b"\n", _address(database))
 
 
 class Bell:
-    """Hears `ring`; never, where there can be no such pipe."""
+    """Hears `ring`; never, where another server of that database does, or it cannot be had."""
 
-    def __init__(self, path: Path) -> None:
-        self._fd: int | None = None
-        with suppress(OSError):  # it is there, or the file system has none
-            os.mkfifo(path, 0o600)
+    def __init__(self, database: Path) -> None:
+        self._socket: socket.socket | None = None
         with suppress(OSError):
-            # For writing too, as the pipe would be at its end after whoever rang first.
-            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            if stat.S_ISFIFO(os.fstat(fd).st_mode):
-                self._fd = fd
-            else:
-                os.close(fd)
+            listener = _socket()
+            try:
+                listener.bind(_address(database))
+            except OSError:
+                listener.close()
+                raise
+            self._socket = listener
 
     async def rung(self) -> None:
-        if self._fd is None:
+        if self._socket is None:
             await trio.sleep_forever()
-        await trio.lowlevel.wait_readable(self._fd)
-        with suppress(BlockingIOError):  # another server on this database was quicker
-            os.read(self._fd, MOST_BYTES)
+        await trio.lowlevel.wait_readable(self._socket)
+        with suppress(BlockingIOError):
+            for _ in range(MOST_AT_ONCE):
+                self._socket.recv(1)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

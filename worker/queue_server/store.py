@@ -15,7 +15,7 @@ from typing import Self
 from worker.database import Database
 from worker.errors import SealedValueError, StateError, WorkerError
 from worker.queue_server import executions, variables
-from worker.queue_server.bell import bell_of, ring
+from worker.queue_server.bell import ring
 from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
 from worker.queue_server.keys import Keyring
 from worker.queue_server.model import (
@@ -70,13 +70,13 @@ class Store:
     def __init__(
         self,
         database: Database,
-        bell: Path,
+        path: Path,
         keyring: Keyring,
         *,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._database = database
-        self._bell = bell
+        self._path = path
         self._keyring = keyring
         self._lease_ms = int(lease_seconds * 1000)
         self._check_key()
@@ -89,7 +89,7 @@ class Store:
         except sqlite3.Error as error:
             raise StateError(f"{path}: {error}") from error
         try:
-            return cls(database, bell_of(path), keyring, lease_seconds=lease_seconds)
+            return cls(database, path, keyring, lease_seconds=lease_seconds)
         except BaseException:
             database.close()
             raise
@@ -303,7 +303,7 @@ class Store:
             """,
             (job_id, event_id, USER_ID, priority, json.dumps(payload), scheduled_for, now, now),
         )
-        self._database.after_commit(partial(ring, self._bell))
+        self._database.after_commit(partial(ring, self._path))
         return job_id
 
     def jobs(self, limit: int) -> list[Job]:
