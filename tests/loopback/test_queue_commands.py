@@ -20,7 +20,7 @@ from worker.cli.queue import queue
 from worker.clock import now_ms
 from worker.queue_server.bodies import CreateExecution, UpdateExecution
 from worker.queue_server.follow import follow
-from worker.queue_server.keys import open_keyring
+from worker.queue_server.keys import api_token, open_keyring
 from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.store import Store
 from worker.secret import Secret
@@ -64,7 +64,9 @@ class Commands:
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     for name in (
         "CRONIUM_ENCRYPTION_KEY",
+        "CRONIUM_ENCRYPTION_KEY_FILE",
         "CRONIUM_API_TOKEN",
+        "CRONIUM_API_TOKEN_FILE",
         "CRONIUM_JWT_SECRET",
         "CRONIUM_JWT_SECRET_FILE",
     ):
@@ -147,7 +149,7 @@ def test_show_prints_servers_with_outcome_and_times(commands: Commands) -> None:
     assert "PARTIAL SUCCESS: 1 of 2" in shown
     row = next(line for line in shown.splitlines() if "web-2" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "web-2", "timed_out", "124", "0.12 s", "2.00 s", "0.01 s", "over its limit of 2 s",
+        "web-2", "timed_out", "124", "0.12 s", "2.00 s", "over its limit of 2 s",
     ]  # fmt: skip
     assert (output.stdout, output.stderr) == ("[web-1] hello\n", "[web-2] oh\n")
     assert (as_json["exitCode"], as_json["executions"][1]["exitCode"]) == (300, 124)
@@ -201,7 +203,10 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
             "--input is not JSON",
         ),
         (["submit", "--script", __file__, "--server", "x", "--input", 5000 * "["], 2, "--input is"),
+        (["submit", "--script", __file__, "--server", "x", "--input", "[NaN]"], 2, "--input is"),
+        (["submit", "--script", __file__, "--server", "x", "--input", "1e999"], 2, "--input is"),
         (["submit", "--script", sys.executable, "--server", "x"], 2, "is no text"),
+        (["jobs", "--db", ""], 2, "'' is no path"),
         (
             ["add-server", "x", "--host", "h", "--user", "u", "--key-file", sys.executable],
             2,
@@ -229,6 +234,76 @@ def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands
     commands.add_server("web-1")
 
     assert said in commands(*arguments, code=code).stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"CRONIUM_ENCRYPTION_KEY": "zz"}, "CRONIUM_ENCRYPTION_KEY: the encryption key must be"),
+        (
+            {"CRONIUM_ENCRYPTION_KEY_FILE": "/none/such"},
+            "CRONIUM_ENCRYPTION_KEY_FILE: '/none/such'",
+        ),
+        (
+            {"CRONIUM_ENCRYPTION_KEY": 32 * "ab", "CRONIUM_ENCRYPTION_KEY_FILE": "/none/such"},
+            "CRONIUM_ENCRYPTION_KEY: given twice",
+        ),
+        ({"CRONIUM_API_TOKEN_FILE": "/none/such"}, "CRONIUM_API_TOKEN_FILE: '/none/such'"),
+        ({"CRONIUM_API_TOKEN": "é x"}, "CRONIUM_API_TOKEN: expected a token"),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_named(
+    environ: dict[str, str], said: str, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    # An address that nobody has: should the secret be taken, it ends all the same.
+    assert said in commands("serve", "--host", "192.0.2.1", "--insecure", code=2).stderr
+
+
+def test_the_key_and_the_token_may_be_in_files(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRONIUM_ENCRYPTION_KEY_FILE", commands.file("key", 32 * "ab" + "\n"))
+    monkeypatch.setenv("CRONIUM_API_TOKEN_FILE", commands.file("token", "a-token\n"))
+    commands.add_server("web-1")
+
+    assert not commands.database.with_name("queue.db.key").exists()
+    token, kept_in = api_token(commands.database, os.environ, None)
+    assert (token.reveal(), kept_in) == ("a-token", None)
+    # With another key it cannot be opened, so it was that one.
+    monkeypatch.setenv("CRONIUM_ENCRYPTION_KEY_FILE", commands.file("key", 32 * "cd"))
+    assert "sealed with another key" in commands("jobs", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["key", "token"])
+def test_a_secret_beside_the_queue_that_is_no_text_is_named(commands: Commands, name: str) -> None:
+    (commands.folder / f"queue.db.{name}").write_bytes(b"\xff\xfe")
+
+    said = commands("serve", "--host", "192.0.2.1", "--insecure", code=2).stderr
+
+    assert f"queue.db.{name}: it is no text" in said
+
+
+def test_what_moves_a_cursor_is_written_out(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("s.sh", "true")
+    commands("add-event", "ev\x1b[2Jil", "--script", script, "--server", "web-1")
+    job_id = commands("submit", "ev\x1b[2Jil").stdout.strip()
+
+    for told in (commands("jobs").stdout, commands("show", job_id).stdout):
+        assert "ev\\x1b[2Jil" in told
+        assert "\x1b" not in told
+
+
+def test_a_home_is_expanded_that_the_shell_left(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.add_server("web-1")
+    monkeypatch.setenv("HOME", str(commands.folder))
+
+    assert json.loads(commands("jobs", "--db", "~/queue.db", "--json").stdout) == []
 
 
 def test_a_file_that_is_no_database_is_named(commands: Commands) -> None:

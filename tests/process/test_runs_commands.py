@@ -1,6 +1,8 @@
 """`runs` on a server where a worker's run goes on, and one has ended."""
 
 import json
+import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.process.worker_process import Site, open_site, wait_for
+from tests.loopback.openssh import make_key
+from tests.process.worker_process import COMMAND, Site, open_site, wait_for
 from worker.demo.sshd import Sshd
 
 
@@ -81,3 +84,29 @@ def test_a_server_that_does_not_answer_exits_69(site: Site, sshd: Sshd) -> None:
 
     assert operator.runs("list").returncode == 69
     assert operator.runs("forget").returncode == 2
+
+
+def test_it_is_ended_while_it_connects(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        key = site.folder / "key"
+        make_key(key)
+        server = f"deploy@127.0.0.1:{silent.getsockname()[1]}"
+        access = ["--server", server, "--key", str(key), "--directory", str(site.folder)]
+        # What a shell starts in the background ignores it.
+        plain = ["env", "--default-signal=INT"]
+        process = subprocess.Popen(
+            [*plain, *COMMAND, "runs", "list", *access],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert process.returncode == 130
+    assert said == "Aborted!\n"

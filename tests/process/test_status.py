@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.process.worker_process import COMMAND, Site, open_site, wait_for
+from worker.clock import now_ms
 from worker.demo.sshd import Sshd
+from worker.queue_server.keys import open_keyring
+from worker.queue_server.model import Script, ScriptType, Server
+from worker.queue_server.store import Store
 
 
 @pytest.fixture
@@ -118,3 +123,46 @@ def test_output_that_cannot_be_written_is_no_traceback(command: list[str], tmp_p
     if command in (["--version"], ["check"]):
         assert full.returncode == 1
         assert "the output: No space left on device" in full.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["logs"], ["outbox", "drop", "1"], ["hosts", "trust", "web-1"]]
+)
+def test_without_an_input_there_is_no_traceback(command: list[str], tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "CRONIUM_STATE_DIR": str(tmp_path)}
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, *command]
+
+    done = subprocess.run(
+        shell, env=environ, capture_output=True, text=True, check=False, timeout=30
+    )
+
+    assert "Traceback" not in done.stderr
+
+
+def test_a_letter_that_the_terminal_has_not_is_written_out(tmp_path: Path) -> None:
+    database = tmp_path / "queue.db"
+    with closing(Store.open(database, open_keyring(database, {}))) as store:
+        server = Server(0, "web-1", "127.0.0.1", 22, "deploy", private_key="KEY")
+        store.put_server(server, now_ms())
+        store.submit_script("caf\xe9", Script(ScriptType.BASH, "true"), ["web-1"], now_ms())
+    environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run(
+        [*COMMAND, "queue", "jobs", "--db", str(database)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert done.stderr == ""
+    assert "caf\\xe9" in done.stdout
+
+
+def test_an_entry_that_there_cannot_be_is_refused(site: Site) -> None:
+    for verb in ("drop", "retry"):
+        done = site.command("outbox", verb, "9" * 20)
+
+        assert done.returncode == 2
+        assert "is not in the range" in done.stderr

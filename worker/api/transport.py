@@ -164,7 +164,7 @@ class Http:
                 await response.aclose()  # noqa: ASYNC102  httpcore shields it
         finally:
             self._idle.append((transport, trio.current_time()))
-            await self._close_oldest()
+            await self._close_oldest()  # noqa: ASYNC102  httpcore shields it
         return response
 
     async def _close_oldest(self) -> None:
@@ -172,7 +172,7 @@ class Http:
         transport, used_at = self._idle[0]
         if len(self._idle) > CALLS_AT_ONCE or trio.current_time() - used_at > IDLE_SECONDS:
             self._idle.popleft()
-            await transport.aclose()  # httpcore shields it
+            await transport.aclose()
 
 
 @asynccontextmanager

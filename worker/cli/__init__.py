@@ -3,6 +3,7 @@
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 from types import ModuleType
@@ -32,6 +33,9 @@ COMMANDS = {
 }
 
 
+# As a shell has it of a command that SIGINT has ended.
+INTERRUPTED = 130
+
 # Nothing more can be written to a disk or a terminal.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -40,9 +44,12 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is needed: `--version` and probes must be quick."""
 
     def main(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401  click's signature
-        for name in ("stdout", "stderr"):
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             if getattr(sys, name) is None:  # it was closed
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123  to the end
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  to the end
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # What a terminal has no letter for is no reason to say nothing.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().main(*arguments, **named)
         except OSError as error:
@@ -53,6 +60,17 @@ class LazyGroup(click.Group):
             # What waits in the buffer would fail once more at the program's end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's signature
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            pass
+        except BaseExceptionGroup as group:  # Trio has it so, from within a nursery
+            if group.split(KeyboardInterrupt)[1] is not None:
+                raise
+        click.echo("Aborted!", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(COMMANDS)

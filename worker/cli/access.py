@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
-from worker.cli.parameters import FILE
+from worker.cli.parameters import FILE, Place
 from worker.direct.servers import EXPECTED, NamedServer, distinct, parse_server, read_servers
 from worker.errors import (
     ConnectError,
@@ -42,7 +42,7 @@ def directory_option(command: F) -> F:
     """`directory`: what is kept between calls, apart from any worker's state."""
     return click.option(
         "--directory",
-        type=click.Path(path_type=Path),
+        type=Place(is_directory=True),
         envvar="CRONIUM_EXEC_DIR",
         default=lambda: Path(os.path.expanduser(EXEC_DIR)),  # noqa: PTH111  Path's raises without a home
         help=f"Host keys, runner cache, last call (default: {EXEC_DIR}).",

@@ -62,7 +62,9 @@ def list_command(parked: bool, as_json: bool) -> None:
 
 
 @outbox.command("retry")
-@click.argument("entries", nargs=-1, required=True, type=int, metavar="ENTRY...")
+@click.argument(
+    "entries", nargs=-1, required=True, type=click.IntRange(1, 2**63 - 1), metavar="ENTRY..."
+)
 def retry(entries: tuple[int, ...]) -> None:
     """Have entries tried once more, now that what was in the way is mended.
 
@@ -76,7 +78,9 @@ def retry(entries: tuple[int, ...]) -> None:
 
 
 @outbox.command("drop")
-@click.argument("entries", nargs=-1, required=True, type=int, metavar="ENTRY...")
+@click.argument(
+    "entries", nargs=-1, required=True, type=click.IntRange(1, 2**63 - 1), metavar="ENTRY..."
+)
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 def drop(entries: tuple[int, ...], yes: bool) -> None:
     """Never tell the API of entries: of a job's end, the only account of it may be lost.

@@ -1,7 +1,9 @@
 """What options of commands are given as."""
 
+import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +15,23 @@ MOST_ROWS = 1_000_000
 # A century, and the end of the year 9999 in UTC epoch milliseconds: no date says more.
 MOST_SECONDS = 100 * 366 * 86400.0
 LATEST_MS = 253_402_214_400_000
+
+
+class Place(click.Path):
+    """A path that need not be there yet; `~` is the home wherever it comes from."""
+
+    def __init__(self, *, is_directory: bool) -> None:
+        super().__init__(path_type=Path, file_okay=not is_directory, dir_okay=is_directory)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401  click's signature
+        if not str(value).strip() or "\0" in str(value):
+            self.fail(f"{value!r} is no path", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111  Path's raises without a home
 
 
 def text_of(file: Path) -> str:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.log_forms import printable
+
 # Into a pipe rich would take 80 columns, whatever stands in them.
 PIPE_WIDTH = 200
 
@@ -29,7 +31,7 @@ def print_table(
     for column in table.columns:
         column.overflow = "fold"  # an id that is cut is of no use
     for row in rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
     Console(file=stream, width=width, highlight=False).print(table)

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TextIO, TypedDict, Unpack
 
 import click
 import msgspec
 import trio
-from rich.console import Console
-from rich.table import Table
 
 from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.host_key import HostKeyText
-from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, text_of
+from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, Place, text_of
+from worker.cli.printing import print_table
 from worker.clock import now_ms, rfc3339
 from worker.errors import SettingsError, StateError, WorkerError
+from worker.log_forms import printable
 from worker.queue_server.follow import follow, outcome, state
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.model import Execution, JobReport, Priority, Script, ScriptType, Server
@@ -28,6 +28,8 @@ from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
 from worker.remote.given_keys import GivenKey
+from worker.shown.fold import harmless_lines
+from worker.values import is_header_text
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 MAX_EXIT_CODE = 255
@@ -60,7 +62,7 @@ class ScriptOptions(TypedDict):
 database_option: Options = click.option(
     "--db",
     "database",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(is_directory=False),
     envvar="CRONIUM_QUEUE_DB",
     default=lambda: Path(DEFAULT_DATABASE).expanduser(),
     show_default=f"$CRONIUM_QUEUE_DB or {DEFAULT_DATABASE}",
@@ -144,8 +146,8 @@ def serve_command(
 ) -> None:
     """Serve the queue API, and scripts' variables, until SIGTERM or Ctrl-C.
 
-    The token comes from --token-file or CRONIUM_API_TOKEN; without either it is made once and
-    kept beside the queue's file. Prints one line when it is ready.
+    The token comes from --token-file, CRONIUM_API_TOKEN or CRONIUM_API_TOKEN_FILE; without one it
+    is made once and kept beside the queue's file. Prints one line when it is ready.
 
     The runtime API, at the same address, is served if there is a secret for it: --jwt-secret-file
     or CRONIUM_JWT_SECRET. Workers need the same one, and this address as CRONIUM_RUNTIME_URL.
@@ -167,8 +169,9 @@ def serve_command(
     with _errors_shown():
         keyring = open_keyring(database, os.environ)
         token, kept_in = api_token(database, os.environ, token_file)
-        if not token.reveal():
-            raise click.UsageError("the token is empty")
+        if not is_header_text(token.reveal()):
+            where = kept_in or "CRONIUM_API_TOKEN"
+            raise click.UsageError(f"{where}: expected a token of visible ASCII characters")
         if kept_in is not None:
             click.echo(f"the token is in {kept_in}", err=True)
         secret = jwt_secret(os.environ, jwt_secret_file)
@@ -381,19 +384,21 @@ def jobs(database: Path, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([job_row(job) for job in found], indent=2))
         return
-    table = Table("job", "event", "status", "exit", "priority", "created", "worker")
-    for job in found:
-        exit_code = (job.result or {}).get("exitCode", "")
-        table.add_row(
-            job.id,
-            job.event_name,
-            state(job),
-            str(exit_code),
-            Priority(job.priority).name.lower(),
-            rfc3339(job.created_at),
-            job.orchestrator_id or "",
-        )
-    _print(table)
+    print_table(
+        ("job", "event", "status", "exit", "priority", "created", "worker"),
+        [
+            (
+                job.id,
+                job.event_name,
+                state(job),
+                str((job.result or {}).get("exitCode", "")),
+                Priority(job.priority).name.lower(),
+                rfc3339(job.created_at),
+                job.orchestrator_id or "",
+            )
+            for job in found
+        ],
+    )
 
 
 @queue.command("show")
@@ -413,8 +418,8 @@ def show(database: Path, job: str, as_json: bool, output: bool) -> None:
     if as_json:
         click.echo(json.dumps(_report_json(report), indent=2))
     elif output:
-        click.echo(report.stdout, nl=False)
-        click.echo(report.stderr, nl=False, err=True)
+        _print_output(report.stdout, sys.stdout, err=False)
+        _print_output(report.stderr, sys.stderr, err=True)
     else:
         _print_report(report)
 
@@ -439,7 +444,9 @@ def cancel(database: Path, job: str) -> None:
 def _script(file: Path, options: ScriptOptions) -> Script:
     try:
         value = json.loads(options["script_input"])
+        # Neither half of a surrogate pair nor a number that JSON has no word for.
         msgspec.json.encode(value)
+        json.dumps(value, allow_nan=False)
     except RecursionError as error:
         raise click.UsageError("--input is nested too deep") from error
     except ValueError as error:  # UnicodeEncodeError is one
@@ -466,26 +473,28 @@ def _report_json(report: JobReport) -> dict[str, Any]:
     }
 
 
+def _print_output(text: str, stream: TextIO, *, err: bool) -> None:
+    if stream.isatty():  # where it could do more than be read
+        text = "".join(f"{line}\n" for line in harmless_lines(text.encode(errors="replace")))
+    click.echo(text, nl=False, err=err)
+
+
 def _print_report(report: JobReport) -> None:
     job = report.job
     exit_code = "" if report.exit_code is None else f", exit {report.exit_code}"
-    click.echo(f"{job.id}  {job.event_name}  {state(job)}{exit_code}")
+    click.echo(printable(f"{job.id}  {job.event_name}  {state(job)}{exit_code}"))
     if report.message:
-        click.echo(report.message)
+        click.echo(printable(report.message))
     if not report.executions:
         return
-    table = Table("server", "outcome", "exit", "setup", "execution", "cleanup", "error")
-    for execution in report.executions:
-        table.add_row(*_cells(execution))
-    _print(table)
+    print_table(
+        ("server", "outcome", "exit", "setup", "execution", "error"),
+        [_cells(execution) for execution in report.executions],
+    )
 
 
 def _cells(execution: Execution) -> tuple[str, ...]:
-    durations = (
-        execution.setup_duration,
-        execution.execution_duration,
-        execution.cleanup_duration,
-    )
+    durations = (execution.setup_duration, execution.execution_duration)
     return (
         execution.server_name or f"server {execution.server_id}",
         outcome(execution),
@@ -493,14 +502,6 @@ def _cells(execution: Execution) -> tuple[str, ...]:
         *("" if ms is None else f"{ms / 1000:.2f} s" for ms in durations),
         execution.error or "",
     )
-
-
-def _print(table: Table) -> None:
-    for column in table.columns:
-        column.overflow = "fold"  # an id that is cut is of no use
-    # Into a pipe rich would take 80 columns, whatever stands in them.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-    console.print(table)
 
 
 def _text(file: Path | None) -> str | None:

@@ -9,6 +9,7 @@ from worker.cli.history import job_row, opened_history, status
 from worker.cli.printing import print_json, print_table, width
 from worker.clock import rfc3339
 from worker.dispatch.result import ServerResult
+from worker.log_forms import printable
 from worker.shown.fold import both_streams, fold_lines, harmless_lines
 from worker.shown.names import folded, natural_key
 from worker.shown.timeline import Span, duration, timeline
@@ -100,10 +101,10 @@ def _say_what_is_missing(ended: list[Ended]) -> None:
 
 def _print_job(job: PastJob, results: list[ServerResult]) -> None:
     ended_at = "" if job.ended_at is None else f", took {duration(job.ended_at - job.began_at)}"
-    click.echo(f"{job.job_id} {job.event}".rstrip())
+    click.echo(printable(f"{job.job_id} {job.event}".rstrip()))
     click.echo(f"{status(job)}, began {rfc3339(job.began_at)}{ended_at}")
     if job.end is not None:
-        click.echo(job.end.message)
+        click.echo(printable(job.end.message))
     if results:
         bars = timeline([_span(result) for result in results], width())
         print_table(

@@ -26,7 +26,7 @@ def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
                 path.hardlink_to(mine)
         finally:
             mine.unlink()
-    return Secret(path.read_text().strip())
+    return Secret(_text(path).strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,28 @@ class Keyring:
 
 
 def open_keyring(database: Path, environ: Mapping[str, str]) -> Keyring:
-    """Raises SealedValueError if `CRONIUM_ENCRYPTION_KEY` is not 64 hexadecimal digits."""
-    if given := environ.get("CRONIUM_ENCRYPTION_KEY"):
-        return Keyring(SealingKey(Secret(given)), shared=True)
+    """Raises SettingsError if the key that is given, or kept, is not 64 hexadecimal digits."""
+    name = "CRONIUM_ENCRYPTION_KEY"
+    given = _given(environ, name)
     path = database.with_name(f"{database.name}.key")
-    return Keyring(SealingKey(kept_secret(path, lambda: secrets.token_hex(32))), shared=False)
+    key = given or kept_secret(path, lambda: secrets.token_hex(32))
+    try:
+        return Keyring(SealingKey(key), shared=given is not None)
+    except SealedValueError as error:
+        raise SettingsError((f"{path if given is None else name}: {error}",)) from error
+
+
+def _given(environ: Mapping[str, str], name: str) -> Secret | None:
+    """What the variable `name` holds, or the file that `name`_FILE names."""
+    text, file = environ.get(name, ""), environ.get(f"{name}_FILE", "").strip()
+    if text and file:
+        raise SettingsError((f"{name}: given twice, also as {name}_FILE; expected one of them",))
+    if not file:
+        return Secret(text) if text else None
+    try:
+        return Secret(_text(Path(file)).strip())
+    except OSError as error:
+        raise SettingsError((f"{name}_FILE: {file!r} cannot be read ({error})",)) from error
 
 
 def api_token(
@@ -69,10 +86,11 @@ def api_token(
 ) -> tuple[Secret, Path | None]:
     """The token that clients must send, and the file that has it, if one has.
 
-    From `file`, from `CRONIUM_API_TOKEN`, or else made once beside the database.
+    From `file`, from `CRONIUM_API_TOKEN` or what its `_FILE` names, or else made once beside the
+    database.
     """
-    if file is None and (given := environ.get("CRONIUM_API_TOKEN")):
-        return Secret(given), None
+    if file is None and (given := _given(environ, "CRONIUM_API_TOKEN")) is not None:
+        return given, None
     if file is None:
         file = database.with_name(f"{database.name}.token")
         return kept_secret(file, lambda: secrets.token_urlsafe(32)), file
