@@ -201,6 +201,8 @@ def test_a_server_whose_name_or_id_means_harm_is_only_called_so(name: str, dash:
     assert run_id == execution.id
     assert dash.directory(execution.id).parent == dash.root / "runs"
     assert [path.name for path in (dash.root / "runs").iterdir()] == [execution.id]
+    # Else it is walked through while the payload is removed.
+    wait_until(lambda: not dash.supervisors(), "it has left")
     assert list(dash.home.rglob("pwned")) == []
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-import trio
 
 from worker import settings
 from worker.cli.access import (
@@ -19,6 +18,7 @@ from worker.cli.access import (
 )
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
 from worker.cli.printing import print_json, print_table, silence_log
+from worker.cli.running import run
 from worker.clock import now_ms, rfc3339
 from worker.direct.servers import NamedServer
 from worker.direct.visit import connect
@@ -124,9 +124,7 @@ def verify_command(
             entries = [each for each in kept.all() if _is_of(each.key, there)]
             if not entries:
                 fail(f"{there}: no runner of it is known", EXIT_FAILED)
-            wrong = trio.run(
-                partial(connect, loaded, database, there, opened, partial(_wrong, entries))
-            )
+            wrong = run(partial(connect, loaded, database, there, opened, partial(_wrong, entries)))
             for each in entries:
                 if each.key in wrong:
                     kept.drop(each.key)
@@ -170,7 +168,7 @@ def deploy_command(
                 raise click.UsageError(
                     f"nothing is known of {there} yet; expected --id, the app's id of it"
                 )
-            runner = trio.run(partial(connect, loaded, database, there, opened, _deployed))
+            runner = run(partial(connect, loaded, database, there, opened, _deployed))
             for each in sorted(keys, key=lambda key: key.server_id):
                 kept.put(each, runner)
                 click.echo(f"{each.server_id} {_name(each)} {runner.path}")

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
-import trio
 from rich.console import Console
 from rich.text import Text
 
@@ -27,6 +27,7 @@ from worker.checkup import (
 from worker.cli.access import key_text
 from worker.cli.exits import EXIT_FAILED
 from worker.cli.printing import silence_log
+from worker.cli.running import run
 from worker.database import Database
 from worker.errors import StateError
 from worker.remote.address import parse_address
@@ -98,12 +99,12 @@ def check(
     loaded = look_at_settings(os.environ, say)
     if loaded is not None:
         look_at_machine(loaded, say)
-        trio.run(look_at_api, loaded, say)
+        run(partial(look_at_api, loaded, say))
         if server is not None:
             user, host, port = server
             key = None if key_file is None else Secret(key_text(key_file))
             credential = Credential(key, None, None if password is None else Secret(password))
-            trio.run(_try_server, loaded, Target(host, port, user, credential), say)
+            run(partial(_try_server, loaded, Target(host, port, user, credential), say))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     if any(finding.verdict is Verdict.FAILED for finding in findings):

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import click
 import trio
@@ -12,6 +13,7 @@ from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.printing import print_json, print_table
+from worker.cli.running import run
 from worker.clock import now_ms, rfc3339
 from worker.errors import ConnectError, HostKeyError, SettingsError, StateError
 from worker.remote.address import Address, parse_address
@@ -145,7 +147,7 @@ def _new_pin(server: Address, key: GivenKey | None) -> Pin:
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
     try:
-        return trio.run(_shown_pin, server, key)
+        return run(partial(_shown_pin, server, key))
     except HostKeyError as error:
         fail(str(error), EXIT_FAILED)
     except ConnectError as error:

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from functools import partial
 
 import click
-import trio
 
 from worker import settings
 from worker.api.client import QueueClient, open_client
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, fail
+from worker.cli.running import run
 from worker.errors import (
     ProtocolError,
     QueueError,
@@ -55,7 +56,7 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
     try:
         loaded = settings.load(os.environ)
         if of_id is not None:
-            ids = trio.run(_orphans, loaded, of_id, release, ())
+            ids = run(partial(_orphans, loaded, of_id, release, ()))
         else:
             if not (loaded.state_dir / DATABASE).exists():
                 # To open it would make it, and an id that nothing was ever claimed under.
@@ -69,7 +70,7 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
                 own = worker_id(database, loaded.orchestrator_id)
                 # What waits in the outbox is said by the next start, not given away.
                 kept = Outbox(database).known_jobs()
-                ids = trio.run(_orphans, loaded, own, release, kept)
+                ids = run(partial(_orphans, loaded, own, release, kept))
     except SettingsError as error:
         fail(str(error), EXIT_CONFIGURATION)
     except StateLockedError as error:

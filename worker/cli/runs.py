@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 import click
-import trio
 
 from worker import settings
 from worker.cli.access import (
@@ -20,6 +19,7 @@ from worker.cli.access import (
 )
 from worker.cli.exits import EXIT_FAILED, fail
 from worker.cli.printing import print_json, print_table, silence_log
+from worker.cli.running import run
 from worker.direct.visit import visit
 from worker.errors import ConnectError, ConnectionLostError, WorkerError
 from worker.remote.runner import RunOnServer
@@ -165,7 +165,7 @@ def _visit(access: Access, do: Callable[[ServerSession], Awaitable[T]]) -> T:
     with exit_codes_of(server):
         loaded = settings.load(os.environ, has_queue=False)
         with open_shared(access["directory"], "--directory") as database:
-            return trio.run(partial(visit, loaded, database, server, opened, do))
+            return run(partial(visit, loaded, database, server, opened, do))
 
 
 def _row(run: RunOnServer) -> dict[str, object]:
