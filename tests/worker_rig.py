@@ -1,6 +1,6 @@
 """A whole worker in this process: the real service against the real embedded queue."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,13 @@ class WorkerRig:
         """What the worker's own state file holds."""
         with self.database.transaction() as tx:
             return tx.execute(statement).fetchall()
+
+
+async def until(holds: Callable[[], object], seconds: float = 15) -> None:
+    with trio.fail_after(seconds):
+        await trio.lowlevel.checkpoint()
+        while not holds():
+            await trio.sleep(0.02)
 
 
 async def until_exists(path: Path) -> None:

@@ -13,7 +13,7 @@ import trio_asyncio
 from structlog.testing import capture_logs
 
 from tests.real_log import a_log
-from tests.worker_rig import entry_of, outcomes, running_worker, until_exists, until_idle
+from tests.worker_rig import entry_of, outcomes, running_worker, until, until_exists, until_idle
 from worker.clock import now_ms
 from worker.demo.processes import is_alive
 from worker.demo.sshd import LocalServer, Sshd
@@ -153,9 +153,7 @@ async def test_a_run_that_starts_after_the_setup_limit_does_not_go_on_unfollowed
 
     assert outcomes(report) == {names[0]: ("unreachable", 255)}
     if mark.exists():
-        with trio.fail_after(15):
-            while sshd.processes():
-                await trio.sleep(0.1)
+        await until(lambda: not sshd.processes())
 
 
 async def test_an_attacher_that_is_killed_on_the_server_costs_neither_run_nor_output(

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio_asyncio
 
-from tests.worker_rig import WorkerRig, outcomes, running_worker, until_exists, until_idle
+from tests.worker_rig import WorkerRig, outcomes, running_worker, until, until_exists, until_idle
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd, open_sshd
@@ -70,13 +70,6 @@ def waiting_runs(sshd: Sshd) -> list[int]:
 
 def command_line(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-
-
-async def until(holds: Callable[[], object], seconds: float = 15) -> None:
-    with trio.fail_after(seconds):
-        await trio.lowlevel.checkpoint()
-        while not holds():
-            await trio.sleep(0.02)
 
 
 async def after_one_job(rig: WorkerRig, sshd: Sshd) -> list[str]:
