@@ -444,7 +444,7 @@ class _Reader:
 
     def read(self, variable: Variable[T]) -> T | None:
         """The value; None if there is none, or if it is at fault."""
-        text = self._text(variable)
+        text = self.text(variable)
         if text is None:
             return None
         try:
@@ -468,7 +468,8 @@ class _Reader:
                 f"{missing.name}: not set, but {given.name} is; expected both or neither"
             )
 
-    def _text(self, variable: Variable[Any]) -> str | None:
+    def text(self, variable: Variable[Any]) -> str | None:
+        """What it was given, or its file holds; its default otherwise."""
         text = self._environ.get(variable.name, "").strip()
         file = self.secret_file(variable) if variable.secret else None
         if file and text:
@@ -495,6 +496,18 @@ class _Reader:
         if variable.required:
             self.faults.append(f"{variable.name}: not set; expected {variable.expected}")
         return variable.default
+
+
+def given_secret(environ: Mapping[str, str], variable: Variable[Any]) -> Secret | None:
+    """The text of one variable, or of the file that its `_FILE` names; None where neither is set.
+
+    Raises SettingsError where that cannot be read, or both are set.
+    """
+    reader = _Reader(environ)
+    text = reader.text(variable) if reader.is_given(variable) else None
+    if reader.faults:
+        raise SettingsError(tuple(reader.faults))
+    return None if text is None else Secret(text)
 
 
 def secrets_of(settings: Settings) -> frozenset[Secret]:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from worker import __version__
+from worker.cli.exits import EXIT_INTERRUPTED
 
 # Name of the command: module that has a click command of the same name.
 COMMANDS = {
@@ -32,9 +33,6 @@ COMMANDS = {
     "demo": "worker.cli.demo",
 }
 
-
-# As a shell has it of a command that SIGINT has ended.
-INTERRUPTED = 130
 
 # Nothing more can be written to a disk or a terminal.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -70,7 +68,7 @@ class LazyGroup(click.Group):
             if group.split(KeyboardInterrupt)[1] is not None:
                 raise
         click.echo("Aborted!", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(COMMANDS)

@@ -14,7 +14,7 @@ import trio
 
 from worker import logs, settings
 from worker.cli.access import ServerOption, access_options, credential, directory_option, servers_of
-from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
 from worker.cli.parameters import FILE, Assignment, Duration
 from worker.cli.printing import print_json, print_table
 from worker.cli.show import execution_row
@@ -37,7 +37,6 @@ from worker.state.spool import Spools
 from worker.trigger import Trigger
 
 MAX_EXIT_CODE = 255
-INTERRUPTED = 130
 KINDS = {".py": "python", ".js": "node", ".mjs": "node"}
 
 
@@ -135,12 +134,12 @@ def exec_script(
     except (JobError, StateError) as error:
         fail(str(error), EXIT_CONFIGURATION)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     if end is None:
         click.echo("cronium-worker: runs may go on; see: cronium-worker runs list", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     _print(end, fold=fold, as_json=as_json)
-    sys.exit(INTERRUPTED if was_cancelled else min(end.job.exit_code, MAX_EXIT_CODE))
+    sys.exit(EXIT_INTERRUPTED if was_cancelled else min(end.job.exit_code, MAX_EXIT_CODE))
 
 
 # The name of the command, and of the module's attribute that the group looks for.

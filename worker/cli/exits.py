@@ -10,6 +10,8 @@ EXIT_CONFIGURATION = 2
 # As sysexits.h has them.
 EXIT_UNAVAILABLE = 69
 EXIT_TRY_AGAIN = 75
+# As a shell has it of a command that SIGINT has ended.
+EXIT_INTERRUPTED = 130
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -14,7 +14,7 @@ import click
 import msgspec
 import trio
 
-from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, Place, text_of
 from worker.cli.printing import print_table
@@ -33,7 +33,6 @@ from worker.values import is_header_text
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 MAX_EXIT_CODE = 255
-INTERRUPTED = 130
 
 SUFFIXES = {
     ".sh": ScriptType.BASH,
@@ -363,7 +362,7 @@ def _wait(store: Store, job_id: str) -> int:
             click.echo(line, err=True)
     except KeyboardInterrupt:
         click.echo(f"{job_id} goes on; see: cronium-worker queue show {job_id}", err=True)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     code = store.report(job_id).exit_code or 0
     return min(code, MAX_EXIT_CODE) if code >= 0 else MAX_EXIT_CODE
 

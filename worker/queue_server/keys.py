@@ -11,6 +11,7 @@ from worker import values
 from worker.errors import SealedValueError, SettingsError
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
+from worker.settings import API_TOKEN, ENCRYPTION_KEY, given_secret
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
@@ -58,27 +59,15 @@ class Keyring:
 
 def open_keyring(database: Path, environ: Mapping[str, str]) -> Keyring:
     """Raises SettingsError if the key that is given, or kept, is not 64 hexadecimal digits."""
-    name = "CRONIUM_ENCRYPTION_KEY"
-    given = _given(environ, name)
+    given = given_secret(environ, ENCRYPTION_KEY)
     path = database.with_name(f"{database.name}.key")
     key = given or kept_secret(path, lambda: secrets.token_hex(32))
     try:
         return Keyring(SealingKey(key), shared=given is not None)
     except SealedValueError as error:
-        raise SettingsError((f"{path if given is None else name}: {error}",)) from error
-
-
-def _given(environ: Mapping[str, str], name: str) -> Secret | None:
-    """What the variable `name` holds, or the file that `name`_FILE names."""
-    text, file = environ.get(name, ""), environ.get(f"{name}_FILE", "").strip()
-    if text and file:
-        raise SettingsError((f"{name}: given twice, also as {name}_FILE; expected one of them",))
-    if not file:
-        return Secret(text) if text else None
-    try:
-        return Secret(_text(Path(file)).strip())
-    except OSError as error:
-        raise SettingsError((f"{name}_FILE: {file!r} cannot be read ({error})",)) from error
+        raise SettingsError(
+            (f"{path if given is None else ENCRYPTION_KEY.name}: {error}",)
+        ) from error
 
 
 def api_token(
@@ -89,7 +78,7 @@ def api_token(
     From `file`, from `CRONIUM_API_TOKEN` or what its `_FILE` names, or else made once beside the
     database.
     """
-    if file is None and (given := _given(environ, "CRONIUM_API_TOKEN")) is not None:
+    if file is None and (given := given_secret(environ, API_TOKEN)) is not None:
         return given, None
     if file is None:
         file = database.with_name(f"{database.name}.token")
