@@ -1,23 +1,61 @@
 """What the kernel says of a process."""
 
+import os
 import re
 import resource
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 
 KIB = 1024
 # linux/posix-timers.h: all threads of a process, as the scheduler counts.
 CPUCLOCK_SCHED = 2
 ESTABLISHED = "01"
 RESET_PEAK = "5"  # of /proc/PID/clear_refs
+# What a held process may use at once: short against what it waits for, long against a look at it.
+HELD_SECONDS, HELD_LOOK_SECONDS = 0.004, 0.001
 
 
 def cpu_seconds(pid: int) -> float:
     """Processor time of all its threads so far, ended ones included, to the nanosecond."""
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
+
+
+@contextmanager
+def held(pids: Sequence[int], share: float) -> Iterator[None]:
+    """Have each process use no more than `share` of a processor, by stopping it in between."""
+    is_over = threading.Event()
+    holders = [threading.Thread(target=_hold, args=(pid, share, is_over)) for pid in pids]
+    for holder in holders:
+        holder.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for holder in holders:
+            holder.join()
+
+
+def _hold(pid: int, share: float, is_over: threading.Event) -> None:
+    left, is_stopped = HELD_SECONDS, False
+    looked, used = time.monotonic(), cpu_seconds(pid)
+    try:
+        while not is_over.wait(HELD_LOOK_SECONDS):
+            before, looked = looked, time.monotonic()
+            used_before, used = used, cpu_seconds(pid)
+            # What it did not use while it was idle is not saved for later.
+            left = min(HELD_SECONDS, left + share * (looked - before)) - (used - used_before)
+            if is_stopped != (left < 0):
+                is_stopped = not is_stopped
+                os.kill(pid, SIGSTOP if is_stopped else SIGCONT)
+        os.kill(pid, SIGCONT)
+    except OSError:
+        return  # it has ended
 
 
 def rss_bytes(pid: int) -> int:
