@@ -474,6 +474,51 @@ def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server) -> Non
     assert not (server.home / "looks").exists()
 
 
+PRINTED = (
+    b"hi\n",
+    b"no newline",
+    b"\n\n \n",
+    b"  -n \\n %s\t\r\n*\n",
+    b"\0",
+    b"a\0b\n",
+    b"a\n\0",
+    bytes(range(256)),
+    "\u00e9 \u20ac \U0001f600\n".encode(),
+    b"\xe9 \xff\n",
+    b"\x81\x82\x88 x\n",
+    b"x" * 1023 + b"\n",
+    b"x" * 1023 + b"\n" + b"y",
+)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_what_little_a_script_prints_arrives_byte_for_byte(server: Server, locale: str) -> None:
+    environment = {**server.environment(), "LC_ALL": locale}
+    call = server.call("run", environment=environment)
+    (server.home / "texts").mkdir()
+
+    for number, text in enumerate(PRINTED):
+        (server.home / "texts" / f"{number}").write_bytes(text)
+        printed, complained = len(call.out), len(call.err)
+        script = f'cat "$HOME/texts/{number}"; echo; cat "$HOME/texts/{number}" >&2'
+        call.run(new_id(), script.encode())
+
+        assert (call.out[printed:], call.err[complained:]) == (text + b"\n", text)
+
+
+def test_what_little_a_script_has_printed_takes_no_program_to_copy(server: Server) -> None:
+    run_id = new_id()
+    server.run(run_id, payload(b"echo one; echo two >&2"))
+    (server.bin / "dd").write_text('#!/bin/sh\necho >>"$HOME/copied"\nexec /bin/dd "$@"\n')
+    (server.bin / "dd").chmod(0o755)
+
+    # By another call, as the run's own may have looked before its end.
+    _, call = server.ask("attach", run_id, "0", "0")
+
+    assert (call.out, call.err, call.end) == (b"one\n", b"two\n", (0, "exit"))
+    assert not (server.home / "copied").exists()
+
+
 # The line behind which a supervisor reads nothing.
 LEFT_UNREAD = b'[ "${1-}" != +supervise ] || supervise "$@"\n'
 

@@ -14,6 +14,8 @@ max_looks=200
 settle_s=3600
 # Each costs a fork and a start of dd, some ms; the worker refuses frames over 1 MiB.
 piece=1048576
+# Of a stream, that a shell reads byte by byte: less than a start of dd takes.
+most_text=1024
 # What a script asks for in one call: with its header it fits into the worker's 1 MiB.
 call_limit=1047552
 # Told and not yet answered. The worker does 8 at once, and each look goes through all of them.
@@ -1662,15 +1664,25 @@ send_waiting() {
     while [ "$out_at" -lt "$out_size" ] || [ "$err_at" -lt "$err_size" ]; do
         if [ "$out_at" -lt "$out_size" ]; then
             size_piece $((out_size - out_at))
-            printf 'o %s\n' "$n" && send_piece <&4 || exit 74
+            send_text o out "$out_at" || { printf 'o %s\n' "$n" && send_piece <&4; } || exit 74
             out_at=$((out_at + n))
         fi
         if [ "$err_at" -lt "$err_size" ]; then
             size_piece $((err_size - err_at))
-            printf 'e %s\n' "$n" && send_piece <&5 || exit 74
+            send_text e err "$err_at" || { printf 'e %s\n' "$n" && send_piece <&5; } || exit 74
             err_at=$((err_at + n))
         fi
     done
+}
+
+# Most scripts print little, and that a shell can read itself: no program is started for it. But it drops NULs, and
+# may count letters, so what it has read is sent only where it is as long as it should be.
+send_text() {
+    [ -n "$ended" ] && [ "$3" -eq 0 ] && [ "$n" -le "$most_text" ] && [ -f "$2" ] || return
+    text='' line=''
+    { while [ ${#text} -le "$n" ] && IFS= read -r line; do text=$text$line$newline; done <"$2"; } 2>/dev/null
+    text=$text$line
+    [ ${#text} -eq "$n" ] && printf '%s %s\n%s' "$1" "$n" "$text"
 }
 
 size_piece() {
