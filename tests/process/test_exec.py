@@ -27,8 +27,8 @@ class Caller:
 
     folder: Path
 
-    def arguments(self, script: str, *arguments: str) -> list[str]:
-        file = self.folder / "script.sh"
+    def arguments(self, script: str, *arguments: str, suffix: str = ".sh") -> list[str]:
+        file = self.folder / f"script{suffix}"
         file.write_text(script)
         directory = self.folder / "exec"
         own = ["--directory", str(directory), "--key", str(self.folder / "key")]
@@ -38,8 +38,14 @@ class Caller:
         environ = {name: value for name, value in os.environ.items() if "CRONIUM" not in name}
         return {**environ, "HOME": str(self.folder)}
 
-    def __call__(self, script: str, *arguments: str) -> Done:
-        return run_forked(self.arguments(script, *arguments), self.environ(), LIMIT_SECONDS)
+    def __call__(self, script: str, *arguments: str, suffix: str = ".sh", **environ: str) -> Done:
+        """`environ` without the `CRONIUM_` of the names."""
+        named = {f"CRONIUM_{name}": value for name, value in environ.items()}
+        return run_forked(
+            self.arguments(script, *arguments, suffix=suffix),
+            {**self.environ(), **named},
+            LIMIT_SECONDS,
+        )
 
     @contextmanager
     def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -98,6 +104,23 @@ def test_lines_come_with_their_servers_and_the_exit_code_is_the_sum(
 
 def test_the_exit_code_is_255_at_most(call: Caller, fleet: Fleet) -> None:
     assert call("exit 200", *options(call, fleet(2))).returncode == 255
+
+
+@pytest.mark.parametrize(
+    ("suffix", "script", "said"),
+    [
+        (".bash", 'echo "${BASH_VERSION:+bash}"', "bash"),
+        (".py", "print('python')", "python"),
+        (".mjs", "console.log('node')", "node"),
+        (".cjs", "console.log('node')", "node"),
+    ],
+)
+def test_a_script_is_run_by_what_its_suffix_says(
+    suffix: str, script: str, said: str, call: Caller, sshd: Sshd
+) -> None:
+    done = call(script, "-s", call.key(sshd.server), suffix=suffix)
+
+    assert done.stdout == f"[{sshd.server.name}] {said}\n"
 
 
 def test_only_what_failed_is_run_again(call: Caller, fleet: Fleet, spare_port: int) -> None:

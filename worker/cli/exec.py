@@ -15,7 +15,7 @@ import trio
 from worker import logs, settings
 from worker.cli.access import ServerOption, access_options, credential, directory_option, servers_of
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
-from worker.cli.parameters import FILE, Assignment, Duration
+from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
 from worker.cli.show import execution_row
 from worker.database import Database
@@ -37,7 +37,6 @@ from worker.state.spool import Spools
 from worker.trigger import Trigger
 
 MAX_EXIT_CODE = 255
-KINDS = {".py": "python", ".js": "node", ".mjs": "node"}
 
 
 class Options(TypedDict):
@@ -52,7 +51,7 @@ class Options(TypedDict):
 @access_options
 @click.option("--retry-failed", is_flag=True, help="The last call's servers without success.")
 @click.option("--type", "kind", type=click.Choice(["bash", "python", "node"]),
-              help="Default: by SCRIPT's suffix, .py or .js, and bash else.")  # fmt: skip
+              help="Default: by SCRIPT's suffix (.py, .js, .mjs, .cjs), else bash.")  # fmt: skip
 @click.option(
     "-e", "--env", "environment", type=Assignment(), multiple=True, help="For the script."
 )
@@ -106,7 +105,7 @@ def exec_script(
             raise click.UsageError("no server is given: expected --server or --servers-file")
         order = Order(
             script.read_bytes(),
-            options["kind"] or KINDS.get(script.suffix, "bash"),
+            options["kind"] or type_of(script),
             chosen,
             credential(key, ask_passphrase=ask_passphrase),
             dict(options["environment"]),

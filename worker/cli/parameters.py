@@ -16,6 +16,9 @@ MOST_ROWS = 1_000_000
 MOST_SECONDS = 100 * 366 * 86400.0
 LATEST_MS = 253_402_214_400_000
 
+# What a script is written in, in the words of `--type`; with any other suffix it is bash.
+_TYPES = {".py": "python", ".js": "node", ".mjs": "node", ".cjs": "node"}
+
 
 class Place(click.Path):
     """A path that need not be there yet; `~` is the home wherever it comes from."""
@@ -40,6 +43,11 @@ def text_of(file: Path) -> str:
         return file.read_text()
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{file} is no text: {error}") from error
+
+
+def type_of(script: Path) -> str:
+    """What it is written in by its file's suffix: bash, python or node."""
+    return _TYPES.get(script.suffix, "bash")
 
 
 class Duration(click.ParamType[float]):

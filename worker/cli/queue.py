@@ -16,7 +16,16 @@ import trio
 
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
 from worker.cli.host_key import HostKeyText
-from worker.cli.parameters import FILE, MOST_ROWS, Assignment, Duration, Moment, Place, text_of
+from worker.cli.parameters import (
+    FILE,
+    MOST_ROWS,
+    Assignment,
+    Duration,
+    Moment,
+    Place,
+    text_of,
+    type_of,
+)
 from worker.cli.printing import print_table
 from worker.clock import now_ms, rfc3339
 from worker.errors import SettingsError, StateError, WorkerError
@@ -34,14 +43,6 @@ from worker.values import is_header_text
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 MAX_EXIT_CODE = 255
 
-SUFFIXES = {
-    ".sh": ScriptType.BASH,
-    ".bash": ScriptType.BASH,
-    ".py": ScriptType.PYTHON,
-    ".js": ScriptType.NODEJS,
-    ".mjs": ScriptType.NODEJS,
-    ".cjs": ScriptType.NODEJS,
-}
 TYPES = {"bash": ScriptType.BASH, "python": ScriptType.PYTHON, "node": ScriptType.NODEJS}
 
 
@@ -452,7 +453,7 @@ def _script(file: Path, options: ScriptOptions) -> Script:
         raise click.UsageError(f"--input is not JSON: {error}") from error
     given = options["script_type"]
     return Script(
-        type=TYPES[given] if given else SUFFIXES.get(file.suffix, ScriptType.BASH),
+        type=TYPES[given or type_of(file)],
         content=text_of(file),
         working_directory=options["workdir"],
         environment=dict(options["environment"]),
