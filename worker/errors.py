@@ -96,6 +96,10 @@ class AuthenticationError(SshError):
     """The server refused the credential, or the credential cannot be read; never tried again."""
 
 
+class PassphraseError(AuthenticationError):
+    """The private key needs a passphrase, or another one than it was given."""
+
+
 class HostKeyError(SshError):
     """The server's host key is not the one expected."""
 

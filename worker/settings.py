@@ -595,6 +595,11 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
     )
 
 
+def given(environ: Mapping[str, str], variable: Variable[T]) -> T | None:
+    """The value of one variable; None if there is none, or if it is at fault."""
+    return _Reader(environ).read(variable)
+
+
 def load_state_dir(environ: Mapping[str, str]) -> Path:
     """For commands that need no more than that. Raises SettingsError."""
     reader = _Reader(environ)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.forked import run_forked
-from tests.process.worker_process import Site, open_site
+from tests.loopback.openssh import keygen
+from tests.process.worker_process import COMMAND, Site, open_site
 from worker.checkup import Verdict, clock
 from worker.demo.sshd import Sshd
 
@@ -114,8 +115,41 @@ def test_it_goes_the_whole_way_to_a_server(site: Site, sshd: Sshd, tmp_path: Pat
     assert "shell" not in steps
 
 
+def test_a_key_with_a_passphrase_opens_a_server_once_it_is_asked_for(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    site.start_queue()
+    server = sshd.server
+    key = tmp_path / "key"
+    key.write_text(server.private_key)
+    key.chmod(0o600)
+    keygen("-q", "-p", "-P", "", "-N", "secret", "-f", key)
+    where = ["--server", f"{server.user}@{server.host}:{server.port}", "--key", str(key)]
+
+    unasked = site.command("check", *where)
+    asked = subprocess.run(
+        [*COMMAND, "check", "--json", "--ask-passphrase", *where],
+        env=site.environment("state", {}),
+        input="secret\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,  # without a terminal to ask at
+    )
+
+    assert unasked.returncode == 2
+    assert f"{key}: the private key needs a passphrase; expected --ask-passphrase" in unasked.stderr
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)[-1]["subject"] == "script"
+
+
 def test_usage_is_checked_first(site: Site) -> None:
-    for arguments in (["--server", "web-1"], ["--server", "a@b"], ["--key", "/dev/null"]):
+    for arguments in (
+        ["--server", "web-1"],
+        ["--server", "a@b"],
+        ["--key", "/dev/null"],
+        ["--server", "a@b", "--ask-password", "--ask-passphrase"],
+    ):
         done = site.command("check", *arguments)
         assert done.returncode == 2
         assert "Usage" in done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import run_forked
+from tests.loopback.openssh import make_key
 from tests.process.worker_process import COMMAND, wait_for
 from worker.demo.sshd import LocalServer, Sshd
 
@@ -290,7 +291,7 @@ def test_secrets_are_masked_and_helpers_without_a_queue_are_refused(
     ],
 )
 def test_wrong_usage_says_what_was_expected(arguments: list[str], said: str, call: Caller) -> None:
-    (call.folder / "key").write_text("x")
+    make_key(call.folder / "key")
 
     done = call("true", *arguments)
 

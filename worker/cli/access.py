@@ -13,13 +13,16 @@ from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, 
 from worker.cli.parameters import FILE, Place
 from worker.direct.servers import EXPECTED, NamedServer, distinct, parse_server, read_servers
 from worker.errors import (
+    AuthenticationError,
     ConnectError,
     ConnectionLostError,
-    SettingsError,
+    PassphraseError,
     StateError,
     WorkerError,
 )
+from worker.remote.credentials import open_credential
 from worker.remote.target import Credential
+from worker.sealing import SealingKey
 from worker.secret import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,7 +119,7 @@ def exit_codes_of(server: NamedServer) -> Iterator[None]:
     """End the command with what a failure on the way to `server` stands for."""
     try:
         yield
-    except (SettingsError, StateError) as error:
+    except StateError as error:
         fail(str(error), EXIT_CONFIGURATION)
     except (ConnectError, ConnectionLostError) as error:
         fail(f"{server}: {error}", EXIT_UNAVAILABLE)
@@ -124,12 +127,24 @@ def exit_codes_of(server: NamedServer) -> Iterator[None]:
         fail(f"{server}: {error}", EXIT_FAILED)
 
 
-def credential(key: Path | None, *, ask_passphrase: bool) -> Credential:
+def credential(
+    key: Path | None, sealing_key: SealingKey | None, *, ask_passphrase: bool
+) -> Credential:
+    """Ends the command where the private key, which may be sealed, cannot be used."""
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
-    text = key_text(key or _usual_key())
+    path = key or _usual_key()
+    text = _key_text(path)
     passphrase = click.prompt("Passphrase", hide_input=True, err=True) if ask_passphrase else None
-    return Credential(Secret(text), Secret(passphrase) if passphrase else None)
+    found = Credential(Secret(text), Secret(passphrase) if passphrase else None)
+    try:
+        open_credential(found, sealing_key)
+    except PassphraseError as error:
+        expected = "another" if ask_passphrase else "--ask-passphrase"
+        fail(f"{path}: {error}; expected {expected}", EXIT_CONFIGURATION)
+    except AuthenticationError as error:
+        fail(f"{path}: {error}; expected a private key", EXIT_CONFIGURATION)
+    return found
 
 
 def _usual_key() -> Path:
@@ -140,7 +155,7 @@ def _usual_key() -> Path:
     raise click.UsageError(f"{folder} has none of {', '.join(USUAL_KEYS)}; expected --key FILE")
 
 
-def key_text(path: Path) -> str:
+def _key_text(path: Path) -> str:
     """Ends the command where it cannot be read."""
     try:
         return path.read_text()

@@ -1,6 +1,5 @@
 """`cronium-worker cache`: which runner lies where, as a worker remembers it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from worker import settings
 from worker.cli.access import (
     access_options,
     credential,
@@ -16,13 +14,14 @@ from worker.cli.access import (
     named_server,
     server_option,
 )
+from worker.cli.configured import load_without_queue, state_dir
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
 from worker.cli.printing import print_json, print_table, silence_log
 from worker.cli.running import run
 from worker.clock import now_ms, rfc3339
 from worker.direct.servers import NamedServer
 from worker.direct.visit import connect
-from worker.errors import RunnerMissingError, SettingsError, StateError
+from worker.errors import RunnerMissingError, StateError
 from worker.remote.address import Address
 from worker.remote.artifact import Artifact, load_artifact
 from worker.remote.connection import Connection
@@ -37,6 +36,7 @@ def cache() -> None:
 
     From CRONIUM_STATE_DIR; a worker may be running on it. It deploys by itself what is not here,
     and what turns out to be gone: these commands are for looking, and for deploying beforehand.
+    CRONIUM_SSH_* and CRONIUM_SETUP_TIMEOUT (300s) count.
 
     \b
     Examples:
@@ -114,23 +114,22 @@ def verify_command(
     Example:
       cronium-worker cache verify --server deploy@10.0.0.1 --key deploy.pem
     """
+    loaded = load_without_queue()
     there = named_server(server, servers_file)
-    opened = credential(key, ask_passphrase=ask_passphrase)
+    opened = credential(key, loaded.encryption_key, ask_passphrase=ask_passphrase)
     silence_log()
-    with exit_codes_of(there):
-        loaded = settings.load(os.environ, has_queue=False)
-        with open_beside(loaded.state_dir) as database:
-            kept = RunnerCache(database)
-            entries = [each for each in kept.all() if _is_of(each.key, there)]
-            if not entries:
-                fail(f"{there}: no runner of it is known", EXIT_FAILED)
-            wrong = run(partial(connect, loaded, database, there, opened, partial(_wrong, entries)))
-            for each in entries:
-                if each.key in wrong:
-                    kept.drop(each.key)
-                else:
-                    kept.verified(each.key, now=now_ms())
-                    click.echo(f"{each.key.server_id} {_name(each.key)} {each.runner.path}")
+    with exit_codes_of(there), open_beside(loaded.state_dir) as database:
+        kept = RunnerCache(database)
+        entries = [each for each in kept.all() if _is_of(each.key, there)]
+        if not entries:
+            fail(f"{there}: no runner of it is known", EXIT_FAILED)
+        wrong = run(partial(connect, loaded, database, there, opened, partial(_wrong, entries)))
+        for each in entries:
+            if each.key in wrong:
+                kept.drop(each.key)
+            else:
+                kept.verified(each.key, now=now_ms())
+                click.echo(f"{each.key.server_id} {_name(each.key)} {each.runner.path}")
     if wrong:
         fail("\n".join(f"{_name(each)}: {why}" for each, why in wrong.items()), EXIT_FAILED)
 
@@ -154,24 +153,23 @@ def deploy_command(
     Example:
       cronium-worker cache deploy --server deploy@10.0.0.1 --key deploy.pem --id 12
     """
+    loaded = load_without_queue()
     there = named_server(server, servers_file)
-    opened = credential(key, ask_passphrase=ask_passphrase)
+    opened = credential(key, loaded.encryption_key, ask_passphrase=ask_passphrase)
     silence_log()
-    with exit_codes_of(there):
-        loaded = settings.load(os.environ, has_queue=False)
-        with open_beside(loaded.state_dir) as database:
-            kept = RunnerCache(database)
-            address = there.address
-            keys = {each.key for each in kept.all() if _is_of(each.key, there)}
-            keys |= {ServerKey(each, address.host, address.port, there.user) for each in ids}
-            if not keys:
-                raise click.UsageError(
-                    f"nothing is known of {there} yet; expected --id, the app's id of it"
-                )
-            runner = run(partial(connect, loaded, database, there, opened, _deployed))
-            for each in sorted(keys, key=lambda key: key.server_id):
-                kept.put(each, runner)
-                click.echo(f"{each.server_id} {_name(each)} {runner.path}")
+    with exit_codes_of(there), open_beside(loaded.state_dir) as database:
+        kept = RunnerCache(database)
+        address = there.address
+        keys = {each.key for each in kept.all() if _is_of(each.key, there)}
+        keys |= {ServerKey(each, address.host, address.port, there.user) for each in ids}
+        if not keys:
+            raise click.UsageError(
+                f"nothing is known of {there} yet; expected --id, the app's id of it"
+            )
+        runner = run(partial(connect, loaded, database, there, opened, _deployed))
+        for each in sorted(keys, key=lambda key: key.server_id):
+            kept.put(each, runner)
+            click.echo(f"{each.server_id} {_name(each)} {runner.path}")
 
 
 async def _wrong(entries: list[CacheEntry], connection: Connection) -> dict[ServerKey, str]:
@@ -198,9 +196,9 @@ async def _deployed(connection: Connection) -> CachedRunner:
 @contextmanager
 def _cache() -> Iterator[RunnerCache]:
     try:
-        with open_beside(settings.load_state_dir(os.environ)) as database:
+        with open_beside(state_dir()) as database:
             yield RunnerCache(database)
-    except (SettingsError, StateError) as error:
+    except StateError as error:
         fail(str(error), EXIT_CONFIGURATION)
 
 

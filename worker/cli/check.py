@@ -24,7 +24,7 @@ from worker.checkup import (
     look_at_machine,
     look_at_settings,
 )
-from worker.cli.access import key_text
+from worker.cli.access import credential
 from worker.cli.exits import EXIT_FAILED
 from worker.cli.printing import silence_log
 from worker.cli.running import run
@@ -64,10 +64,15 @@ class ServerName(click.ParamType[tuple[str, str, int]]):
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The private key for --server.",
 )
+@click.option("--ask-passphrase", is_flag=True, help="Ask for the passphrase of --key.")
 @click.option("--ask-password", is_flag=True, help="Ask for the password for --server.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def check(
-    server: tuple[str, str, int] | None, key_file: Path | None, ask_password: bool, as_json: bool
+    server: tuple[str, str, int] | None,
+    key_file: Path | None,
+    ask_passphrase: bool,
+    ask_password: bool,
+    as_json: bool,
 ) -> None:
     """Look through the set-up: settings, keys, state, files, the API and the clock.
 
@@ -84,6 +89,8 @@ def check(
         raise click.UsageError("--server takes one of --key and --ask-password")
     if server is None and (key_file is not None or ask_password):
         raise click.UsageError("--key and --ask-password are for --server")
+    if ask_passphrase and key_file is None:
+        raise click.UsageError("--ask-passphrase is for --key")
     password = click.prompt("Password", hide_input=True, err=True) if ask_password else None
     findings: list[Finding] = []
     console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -98,13 +105,19 @@ def check(
     os.environ.setdefault("LOGNAME", "cronium-worker")
     loaded = look_at_settings(os.environ, say)
     if loaded is not None:
-        look_at_machine(loaded, say)
-        run(partial(look_at_api, loaded, say))
+        target = None
         if server is not None:
             user, host, port = server
-            key = None if key_file is None else Secret(key_text(key_file))
-            credential = Credential(key, None, None if password is None else Secret(password))
-            run(partial(_try_server, loaded, Target(host, port, user, credential), say))
+            given = (
+                credential(key_file, loaded.encryption_key, ask_passphrase=ask_passphrase)
+                if password is None
+                else Credential(password=Secret(password))
+            )
+            target = Target(host, port, user, given)
+        look_at_machine(loaded, say)
+        run(partial(look_at_api, loaded, say))
+        if target is not None:
+            run(partial(_try_server, loaded, target, say))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     if any(finding.verdict is Verdict.FAILED for finding in findings):

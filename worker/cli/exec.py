@@ -12,8 +12,9 @@ from typing import TypedDict, Unpack
 import click
 import trio
 
-from worker import logs, settings
+from worker import logs
 from worker.cli.access import ServerOption, access_options, credential, directory_option, servers_of
+from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
 from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
@@ -27,7 +28,7 @@ from worker.direct.screen import Screen
 from worker.direct.servers import NamedServer
 from worker.dispatch.plan import DEFAULT_LIMIT_SECONDS, Plan
 from worker.dispatch.result import ServerResult
-from worker.errors import JobError, SettingsError, StateError
+from worker.errors import JobError, StateError
 from worker.file_limit import raise_file_limit
 from worker.settings import LogFormat, LogLevel, Settings
 from worker.shown.fold import both_streams, fold_lines
@@ -96,7 +97,7 @@ def exec_script(
     if retry_failed and (servers or servers_file):
         raise click.UsageError("--retry-failed takes the servers of the last call, and no others")
     try:
-        loaded = settings.load(os.environ, has_queue=False)
+        loaded = load_without_queue()
         chosen = unsuccessful(directory) if retry_failed else servers_of(servers, servers_file)
         if not chosen:
             if retry_failed:
@@ -107,7 +108,7 @@ def exec_script(
             script.read_bytes(),
             options["kind"] or type_of(script),
             chosen,
-            credential(key, ask_passphrase=ask_passphrase),
+            credential(key, loaded.encryption_key, ask_passphrase=ask_passphrase),
             dict(options["environment"]),
             options["workdir"],
             options["timeout"],
@@ -128,8 +129,6 @@ def exec_script(
                     raise StateError(str(group.exceptions[0])) from group
         finally:
             writer.close()
-    except SettingsError as error:
-        fail(str(error), EXIT_CONFIGURATION)
     except (JobError, StateError) as error:
         fail(str(error), EXIT_CONFIGURATION)
     except KeyboardInterrupt:

@@ -9,13 +9,13 @@ from functools import partial
 import click
 import trio
 
-from worker import settings
+from worker.cli.configured import state_dir
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.printing import print_json, print_table
 from worker.cli.running import run
 from worker.clock import now_ms, rfc3339
-from worker.errors import ConnectError, HostKeyError, SettingsError, StateError
+from worker.errors import ConnectError, HostKeyError, StateError
 from worker.remote.address import Address, parse_address
 from worker.remote.given_keys import GivenKey, fingerprint
 from worker.remote.scan import host_key_with, shown_host_key
@@ -168,9 +168,9 @@ async def _shown_pin(server: Address, key: GivenKey | None) -> Pin:
 @contextmanager
 def _pins() -> Iterator[HostKeys]:
     try:
-        with open_beside(settings.load_state_dir(os.environ)) as database:
+        with open_beside(state_dir()) as database:
             yield HostKeys(database)
-    except (SettingsError, StateError) as error:
+    except StateError as error:
         fail(str(error), EXIT_CONFIGURATION)
 
 

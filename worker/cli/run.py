@@ -12,11 +12,11 @@ import structlog
 import trio
 
 from worker import logs, settings
+from worker.cli import configured
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, fail
-from worker.errors import ConnectError, SettingsError, StateError, StateLockedError
+from worker.errors import SettingsError, StateError, StateLockedError
 from worker.file_limit import connections_within, raise_file_limit
 from worker.masking import compiled
-from worker.remote.known_hosts import KnownHostsFile
 from worker.service import serve
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
@@ -75,11 +75,7 @@ def run() -> None:
     # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
     os.environ.setdefault("LOGNAME", "cronium-worker")
     try:
-        loaded = settings.load(os.environ)
-        if loaded.ssh.known_hosts is not None:
-            KnownHostsFile(loaded.ssh.known_hosts).read()
-    except ConnectError as error:
-        fail(str(error), EXIT_CONFIGURATION)
+        loaded = configured.load(os.environ)
     except SettingsError as error:
         faults = (*error.faults, *settings.unknown_variables(os.environ))
         fail("\n".join(faults), EXIT_CONFIGURATION)

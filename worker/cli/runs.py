@@ -1,6 +1,5 @@
 """`cronium-worker runs`: what lies on a server."""
 
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import TypedDict, TypeVar, Unpack
 
 import click
 
-from worker import settings
 from worker.cli.access import (
     access_options,
     credential,
@@ -17,6 +15,7 @@ from worker.cli.access import (
     named_server,
     server_option,
 )
+from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_FAILED, fail
 from worker.cli.printing import print_json, print_table, silence_log
 from worker.cli.running import run
@@ -48,7 +47,8 @@ def runs() -> None:
     """The runs on a server, of the account that is logged into, whoever started them.
 
     A worker forgets a run once the API has its result; the runner itself after 7 days. What
-    a command needs of host keys and the runner cache is that of `exec`.
+    a command needs of host keys and the runner cache is that of `exec`. CRONIUM_SSH_* and
+    CRONIUM_SETUP_TIMEOUT (300s) count.
 
     \b
     Examples:
@@ -160,12 +160,13 @@ def _each(
 
 def _visit(access: Access, do: Callable[[ServerSession], Awaitable[T]]) -> T:
     silence_log()
+    loaded = load_without_queue()
     server = named_server(access["server"], access["servers_file"])
-    opened = credential(access["key"], ask_passphrase=access["ask_passphrase"])
-    with exit_codes_of(server):
-        loaded = settings.load(os.environ, has_queue=False)
-        with open_shared(access["directory"], "--directory") as database:
-            return run(partial(visit, loaded, database, server, opened, do))
+    opened = credential(
+        access["key"], loaded.encryption_key, ask_passphrase=access["ask_passphrase"]
+    )
+    with exit_codes_of(server), open_shared(access["directory"], "--directory") as database:
+        return run(partial(visit, loaded, database, server, opened, do))
 
 
 def _row(run: RunOnServer) -> dict[str, object]:

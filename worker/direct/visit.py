@@ -12,14 +12,13 @@ from worker.direct.servers import NamedServer
 from worker.errors import ConnectError, RunnerMissingError, WorkerError
 from worker.remote.connection import Connection
 from worker.remote.credentials import Credentials
+from worker.remote.runner import CALL_SECONDS
 from worker.remote.session import Remote, ServerSession
 from worker.remote.target import Credential, Target
 from worker.settings import Settings
 
 T = TypeVar("T")
 
-# Connect, deploy where that is needed, and a call of the runner's, which may take 30 s.
-VISIT_SECONDS = 90.0
 # A runner that is gone is deployed on the way.
 ATTEMPTS = 2
 
@@ -39,16 +38,17 @@ async def visit(
 
     Raises WorkerError with the reason if there is none, ConnectError if trying again may help.
     """
-    target, credentials = _access(settings, server, credential)
+    target = target_of(server, credential)
+    credentials = Credentials(settings.encryption_key, lambda _: None)
 
-    async def work(remote: Remote) -> T:
+    async def work(remote: Remote, _: Connection) -> T:
         session = ServerSession(remote, server.name, target, credentials, job_id="")
         try:
             return await _again_where_missing(session, do)
         finally:
             session.close()
 
-    return await _reached(settings, database, server, work)
+    return await _reached(settings, database, target, work)
 
 
 async def connect(
@@ -59,23 +59,11 @@ async def connect(
     do: Callable[[Connection], Awaitable[T]],
 ) -> T:
     """What `do` gives back with a connection; raises as `visit` does."""
-    target, credentials = _access(settings, server, credential)
 
-    async def work(remote: Remote) -> T:
-        opened = partial(credentials.opened, credential)
-        pooled = await remote.pool.place(target, opened, job_id="")
-        try:
-            return await do(await remote.pool.connection(pooled))
-        finally:
-            remote.pool.leave(pooled)
+    async def work(_: Remote, connection: Connection) -> T:
+        return await do(connection)
 
-    return await _reached(settings, database, server, work)
-
-
-def _access(
-    settings: Settings, server: NamedServer, credential: Credential
-) -> tuple[Target, Credentials]:
-    return target_of(server, credential), Credentials(settings.encryption_key, lambda _: None)
+    return await _reached(settings, database, target_of(server, credential), work)
 
 
 async def _again_where_missing(
@@ -92,22 +80,37 @@ async def _again_where_missing(
 async def _reached(
     settings: Settings,
     database: Database,
-    server: NamedServer,
-    work: Callable[[Remote], Awaitable[T]],
+    target: Target,
+    work: Callable[[Remote, Connection], Awaitable[T]],
 ) -> T:
     async with open_remote(settings.ssh, database) as remote:
-        outcome = await _outcome(server, partial(work, remote))
+        outcome = await _outcome(settings, remote, target, work)
     if isinstance(outcome, WorkerError):
         raise outcome
     return outcome
 
 
-async def _outcome(server: NamedServer, work: Callable[[], Awaitable[T]]) -> T | WorkerError:
+async def _outcome(
+    settings: Settings,
+    remote: Remote,
+    target: Target,
+    work: Callable[[Remote, Connection], Awaitable[T]],
+) -> T | WorkerError:
     """As a value, for no group of exceptions to be made of it."""
+    credentials = Credentials(settings.encryption_key, lambda _: None)
+    opened = partial(credentials.opened, target.credential)
+    seconds = settings.phases.setup_seconds
     try:
-        with trio.fail_after(VISIT_SECONDS):
-            return await work()
+        # A call of the runner's is no setup, but may take its time, too.
+        with trio.fail_after(seconds + CALL_SECONDS):
+            pooled = await remote.pool.place(target, opened, job_id="")
+            try:
+                with trio.fail_after(seconds):
+                    connection = await remote.pool.connection(pooled)
+                return await work(remote, connection)
+            finally:
+                remote.pool.leave(pooled)
     except WorkerError as error:
         return error
     except trio.TooSlowError:
-        return ConnectError(f"{server} does not answer")
+        return ConnectError(f"over its limit of {seconds:g} s (CRONIUM_SETUP_TIMEOUT)")

@@ -9,7 +9,7 @@ from functools import partial
 import asyncssh
 import trio
 
-from worker.errors import AuthenticationError, SealedValueError
+from worker.errors import AuthenticationError, PassphraseError, SealedValueError
 from worker.remote.target import Credential
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
@@ -110,15 +110,15 @@ def _private_key(text: Secret, passphrase: Secret | None) -> asyncssh.SSHKey:
             text.reveal(), passphrase.reveal() if passphrase else None
         )
     except ValueError as error:  # asyncssh's errors are such, and cryptography's of odd numbers
-        raise AuthenticationError(_key_fault(error)) from error
+        raise _key_fault(error) from error
 
 
-def _key_fault(error: ValueError) -> str:
+def _key_fault(error: ValueError) -> AuthenticationError:
     if "Passphrase must be specified" in str(error):
-        return "the private key needs a passphrase"
+        return PassphraseError("the private key needs a passphrase")
     if isinstance(error, asyncssh.KeyEncryptionError) or "Unable to decrypt" in str(error):
-        return "the private key's passphrase is wrong"
-    return "the private key is damaged or of an unknown form"
+        return PassphraseError("the private key's passphrase is wrong")
+    return AuthenticationError("the private key is damaged or of an unknown form")
 
 
 def _plain_key_text(text: str, sealing_key: SealingKey | None) -> str:

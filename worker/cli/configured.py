@@ -1,0 +1,63 @@
+"""The settings as commands read them from the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from worker import settings
+from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.errors import ConnectError, SettingsError
+from worker.remote.known_hosts import KnownHostsFile
+from worker.settings import Settings
+
+
+def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
+    """As `worker.settings.load`, and known_hosts can be read.
+
+    Raises SettingsError, with all faults at once.
+    """
+    file = settings.given(environ, settings.SSH_KNOWN_HOSTS)
+    faults = () if file is None else _faults_of(file)
+    try:
+        loaded = settings.load(environ, has_queue=has_queue)
+    except SettingsError as error:
+        raise SettingsError((*error.faults, *faults)) from None
+    if faults:
+        raise SettingsError(faults)
+    return loaded
+
+
+def load_without_queue() -> Settings:
+    """For a command that needs neither endpoint nor token.
+
+    Warns of unknown variables, and ends the command where there are faults.
+    """
+    _warn()
+    try:
+        return load(os.environ, has_queue=False)
+    except SettingsError as error:
+        fail(str(error), EXIT_CONFIGURATION)
+
+
+def state_dir() -> Path:
+    """For a command that needs no more than that; warns and ends the command likewise."""
+    _warn()
+    try:
+        return settings.load_state_dir(os.environ)
+    except SettingsError as error:
+        fail(str(error), EXIT_CONFIGURATION)
+
+
+def _warn() -> None:
+    for warning in settings.unknown_variables(os.environ):
+        click.echo(f"cronium-worker: {warning}", err=True)
+
+
+def _faults_of(known_hosts: Path) -> tuple[str, ...]:
+    try:
+        KnownHostsFile(known_hosts).read()
+    except ConnectError as error:
+        return (str(error),)
+    return ()
