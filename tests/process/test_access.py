@@ -103,3 +103,21 @@ def test_known_hosts_that_cannot_be_read_is_told_of_with_the_other_faults(
         f"cronium-worker: CRONIUM_SSH_KNOWN_HOSTS: {file}: line 1: "
         "no host name, or no key behind it"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--id", ["cache", "deploy", "--server", "h1", "--id", ""]),
+        ("ID...", ["cache", "forget", ""]),
+        ("RUN...", ["runs", "signal", "--server", "h1", " "]),
+        ("RUN...", ["runs", "forget", "--server", "h1", ""]),
+        ("JOB", ["show", ""]),
+        ("--job", ["logs", "--job", ""]),
+    ],
+)
+def test_an_empty_id_is_refused(option: str, arguments: list[str]) -> None:
+    done = run_forked(arguments, {})
+
+    assert done.returncode == 2
+    assert f"Invalid value for '{option}': it is empty; expected an id" in done.stderr

@@ -287,6 +287,7 @@ def test_secrets_are_masked_and_helpers_without_a_queue_are_refused(
         (["--retry-failed", "-s", "h1"], "--retry-failed takes the servers of the last call"),
         (["--retry-failed"], "there was no call before"),
         (["-s", "h1", "--fold", "--json"], "expected one of them"),
+        (["-s", "h1", "-e", "A B=1"], "'--env': 'A B' is not a variable name; expected letters"),
         (["-s", "h1", "--workdir", "a\nb"], "workingDirectory: holds a NUL or a line break"),
     ],
 )

@@ -88,6 +88,15 @@ def test_a_last_call_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
         unsuccessful(tmp_path)
 
 
+def test_a_last_call_that_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "last-exec.json").mkdir()
+
+    with pytest.raises(StateError, match=r"last-exec\.json: Is a directory"):
+        keep_last(tmp_path, [], {})
+
+    assert [path.name for path in tmp_path.iterdir()] == ["last-exec.json"]
+
+
 def test_progress_counts_each_server_once() -> None:
     outcomes = Counter(Outcome)
     outcomes[Outcome.SUCCESS] = 12

@@ -111,7 +111,7 @@ def named_server(text: str, servers_file: Path | None) -> NamedServer:
     try:
         return parse_server(text, user=_account())
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(f"--server: {error}") from None
 
 
 @contextmanager

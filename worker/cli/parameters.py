@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from worker.clock import now_ms
+from worker.remote.payload import check_environment
 from worker.values import parse_duration
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -48,6 +49,20 @@ def text_of(file: Path) -> str:
 def type_of(script: Path) -> str:
     """What it is written in by its file's suffix: bash, python or node."""
     return _TYPES.get(script.suffix, "bash")
+
+
+class Id(click.ParamType[str]):
+    """As it was given somewhere, but not empty."""
+
+    name = "id"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        text = str(value)
+        if not text.strip():
+            self.fail("it is empty; expected an id", param, ctx)
+        return text
 
 
 class Duration(click.ParamType[float]):
@@ -127,6 +142,8 @@ def _within_dates(moment_ms: float) -> int:
 
 
 class Assignment(click.ParamType[tuple[str, str]]):
+    """A variable for a script."""
+
     name = "name=value"
 
     def convert(
@@ -137,4 +154,8 @@ class Assignment(click.ParamType[tuple[str, str]]):
         name, equals, text = str(value).partition("=")
         if not equals or not name:
             self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        try:
+            check_environment({name: text})
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return name, text

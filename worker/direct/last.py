@@ -47,9 +47,11 @@ def keep_last(
     )
     try:
         # Another call may read it meanwhile.
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-            file.write(msgspec.json.encode(entries))
-        Path(file.name).replace(directory / LAST)
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            file = Path(folder) / LAST
+            file.touch(0o600)
+            file.write_bytes(msgspec.json.encode(entries))
+            file.replace(directory / LAST)
     except OSError as error:
         raise StateError(f"{directory / LAST}: {error.strerror}") from error
 

@@ -181,7 +181,10 @@ def _environment(job: JobBody, sealing_key: SealingKey | None) -> dict[str, str]
         environment = {
             name: _opened(name, value, sealing_key) for name, value in environment.items()
         }
-    check_environment(environment)
+    try:
+        check_environment(environment)
+    except ValueError as error:
+        raise JobError(f"execution.environment: {error}") from None
     return environment
 
 

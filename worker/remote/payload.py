@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from worker.errors import JobError
-
 _variable_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # Shells refuse to set these, and end the run's start with an error of their own.
 READ_ONLY_NAMES = frozenset(
@@ -89,17 +87,17 @@ class RunMessage:
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """Raises JobError, naming the entry, if a POSIX shell could not export `environment`."""
+    """Raises ValueError, naming the entry, if a POSIX shell could not export `environment`."""
     for name, value in environment.items():
         if not _variable_name.match(name):
-            raise JobError(
-                f"execution.environment: {name!r} is not a variable name; "
+            raise ValueError(
+                f"{name!r} is not a variable name; "
                 "expected letters, digits and _, not beginning with a digit"
             )
         if name in READ_ONLY_NAMES:
-            raise JobError(f"execution.environment: {name} is read-only in a shell")
+            raise ValueError(f"{name} is read-only in a shell")
         if "\0" in value:
-            raise JobError(f"execution.environment: the value of {name} holds a NUL")
+            raise ValueError(f"the value of {name} holds a NUL")
 
 
 def export_lines(environment: Mapping[str, str]) -> bytes:
