@@ -98,15 +98,16 @@ def look_at_machine(loaded: Settings, say: Say) -> None:
 def _state(directory: Path) -> Iterator[Finding]:
     subject = "state directory"
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as file:
+        place = _nearest(directory)
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"room")
-        free = shutil.disk_usage(directory).free
+        free = shutil.disk_usage(place).free
     except OSError as error:
         advice = "make it writable for this user, or set CRONIUM_STATE_DIR"
         yield failed(subject, f"{directory}: {error.strerror}", advice)
         return
-    told = f"{directory}, {free // MIB} MiB free"
+    made = "" if place == directory else ", which a worker will make"
+    told = f"{directory}{made}, {free // MIB} MiB free"
     advice = "make room: what the API has not heard yet waits there"
     if free < TOO_LITTLE_BYTES:
         yield failed(subject, told, advice)
@@ -117,6 +118,18 @@ def _state(directory: Path) -> Iterator[Finding]:
     pid = holder(directory)
     begun = "used before" if (directory / DATABASE).exists() else "new"
     yield passed("state lock", f"a worker runs on it (pid {pid})" if pid else f"free, {begun}")
+
+
+def _nearest(directory: Path) -> Path:
+    """Itself, or else what is there of the way to it: in that it is to be made.
+
+    Raises OSError if there can be no such way.
+    """
+    try:
+        directory.stat()
+    except FileNotFoundError:
+        return _nearest(directory.parent)
+    return directory
 
 
 def _known_hosts(ssh: SshSettings) -> Iterator[Finding]:

@@ -79,6 +79,19 @@ def test_each_fault_is_told_of_with_what_to_do(site: Site, tmp_path: Path) -> No
     assert without_settings["settings"][0] == "failed"
 
 
+def test_a_state_directory_that_is_not_there_is_looked_for_and_not_made(site: Site) -> None:
+    site.start_queue()
+
+    code, found = check(site, STATE_DIR=str(site.folder / "new" / "state"))
+    _, below_a_file = check(site, STATE_DIR=str(site.folder / "queue.db" / "state"))
+
+    assert code == 0
+    assert found["state directory"][0] == "passed"
+    assert f"{site.folder}/new/state, which a worker will make, " in found["state directory"][1]
+    assert not (site.folder / "new").exists()
+    assert below_a_file["state directory"][0] == "failed"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_state_directory_that_cannot_be_written_fails(site: Site) -> None:
     state = site.folder / "state"
@@ -104,6 +117,7 @@ def test_it_goes_the_whole_way_to_a_server(site: Site, sshd: Sshd, tmp_path: Pat
     refused, steps = check(site, "--server", where, "--key", str(wrong))
 
     assert code == 0
+    assert not (site.folder / "state").exists()
     assert "SHA256:" in found["connection"][1]
     assert "bash" in found["shell"][1]
     assert "/runner-" in found["runner"][1]

@@ -77,8 +77,9 @@ def check(
     """Look through the set-up: settings, keys, state, files, the API and the clock.
 
     Nothing is claimed, and a worker may be running. With --server it connects as a job would,
-    pins the host key if that is new, looks for a shell and tools, deploys the runner and runs
-    `true`. The exit code is 1 if anything failed; a warning is none.
+    looks for a shell and tools, deploys the runner and runs `true`. It pins the host key if that
+    is new and a worker has been started on CRONIUM_STATE_DIR; before, nothing is kept of it. The
+    exit code is 1 if anything failed; a warning is none.
 
     \b
     Examples:
