@@ -227,7 +227,11 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
         (["add-event", "e", "--script", __file__, "--env", "A"], 2, "is not NAME=VALUE"),
         (["serve", "--host", "0.0.0.0"], 2, "--tls-cert and --tls-key, or --insecure"),  # noqa: S104 refused
         (["serve", "--tls-cert", __file__], 2, "go together"),
-        (["serve", "--tls-cert", __file__, "--tls-key", __file__, "--port", "0"], 1, "SSL"),
+        (
+            ["serve", "--tls-cert", __file__, "--tls-key", __file__, "--port", "0"],
+            2,
+            f"--tls-cert {__file__}, --tls-key {__file__}: cannot be used ([SSL] PEM lib",
+        ),
     ],
 )
 def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands: Commands) -> None:

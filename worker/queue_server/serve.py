@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import hypercorn.config
 import hypercorn.trio
 import trio
 
+from worker.errors import SettingsError
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.keys import Keyring
@@ -63,8 +65,8 @@ async def serve(
 ) -> None:
     """Serve until `until` returns; `ready` is given the address once it can be connected to.
 
-    Raises OSError if the address or the certificate cannot be used. The nurseries nest in the
-    order in which things must end: requests, then what wakes them.
+    Raises OSError if the address cannot be used, SettingsError if the certificate cannot. The
+    nurseries nest in the order in which things must end: requests, then what wakes them.
     """
     with ExitStack() as opened:
         listener = opened.enter_context(_listen(settings.host, settings.port))
@@ -118,7 +120,12 @@ def _config(settings: ServeSettings, listener: socket.socket) -> hypercorn.confi
         config.certfile = str(settings.tls.certificate)
         config.keyfile = str(settings.tls.key)
         config.alpn_protocols = ["http/1.1"]
-        config.create_ssl_context()  # raises here what is wrong with them
+        try:
+            config.create_ssl_context()
+        except ssl.SSLError as error:
+            given = f"--tls-cert {settings.tls.certificate}, --tls-key {settings.tls.key}"
+            fault = f"{given}: cannot be used ({error}); expected a certificate and its key in PEM"
+            raise SettingsError((fault,)) from error
     # Bound by us, because out of hypercorn's nurseries a busy port would come as a group of
     # groups; a copy, because hypercorn closes what it is given.
     config.bind = [f"fd://{os.dup(listener.fileno())}"]
