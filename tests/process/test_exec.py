@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -194,6 +195,29 @@ def test_a_signal_ends_the_runs_and_leaves_no_process(
     assert out.endswith("here\n")
     assert "cancelled" in err
     wait_for(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists(), "its end")
+
+
+def test_what_the_second_signal_leaves_to_itself_is_named(
+    call: Caller, sshd: Sshd, spare_port: int, tmp_path: Path
+) -> None:
+    begun, stubborn = tmp_path / "begun", tmp_path / "stubborn"
+    # Until it is killed, 5 s later.
+    script = f"trap 'touch {stubborn}' TERM; touch {begun}; while :; do sleep 0.1; done"
+    gone = f"gone=deploy@127.0.0.1:{spare_port}"
+    with call.started(script, "-s", call.key(sshd.server), "-s", gone) as process:
+        wait_for(begun.exists, "the script's start")
+        process.send_signal(signal.SIGINT)
+        wait_for(stubborn.exists, "TERM")
+
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LIMIT_SECONDS)
+
+    name = sshd.server.name
+    assert process.returncode == 130
+    told, advice = err.splitlines()[-2:]
+    assert re.fullmatch(rf"cronium-worker: {name}: the run exec_\S+_{name}_0 may go on", told)
+    assert advice == "cronium-worker: see: cronium-worker runs list, runs signal"
+    assert "gone:" not in err
 
 
 def test_a_reader_that_goes_ends_the_runs(call: Caller, sshd: Sshd, tmp_path: Path) -> None:

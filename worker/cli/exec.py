@@ -20,7 +20,7 @@ from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
 from worker.cli.show import execution_row
 from worker.database import Database
-from worker.direct.call import Call, CallEnd
+from worker.direct.call import Call, CallEnd, Left
 from worker.direct.last import keep_last, unsuccessful
 from worker.direct.plan import Order, plan_order
 from worker.direct.reach import open_remote
@@ -80,8 +80,9 @@ def exec_script(
     """Run SCRIPT on servers, without a queue.
 
     By the same ways as a worker: the runner is deployed, the run outlives a lost connection, and
-    is forgotten at the end. The first Ctrl-C ends the runs, the second leaves them to themselves.
-    CRONIUM_SSH_* and the limits of the environment count, and no other setting is needed.
+    is forgotten at the end. The first Ctrl-C ends the runs, the second leaves them to themselves
+    and names them. CRONIUM_SSH_* and the limits of the environment count, and no other setting is
+    needed.
 
     Exits with the sum of the servers' exit codes, 255 at most; 130 after Ctrl-C; 2 for wrong
     usage or configuration.
@@ -133,9 +134,8 @@ def exec_script(
         fail(str(error), EXIT_CONFIGURATION)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    if end is None:
-        click.echo("cronium-worker: runs may go on; see: cronium-worker runs list", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(end, Left):
+        fail(_told(end), EXIT_INTERRUPTED)
     _print(end, fold=fold, as_json=as_json)
     sys.exit(EXIT_INTERRUPTED if was_cancelled else min(end.job.exit_code, MAX_EXIT_CODE))
 
@@ -152,7 +152,7 @@ async def _run(
     plan: Plan,
     *,
     shows_lines: bool,
-) -> tuple[CallEnd | None, bool]:
+) -> tuple[CallEnd | Left, bool]:
     cancelled = Trigger()
     screen = Screen(
         len(plan.executions),
@@ -173,6 +173,13 @@ async def _run(
             )
             end = await call.run()
     return end, cancelled.is_set()
+
+
+def _told(left: Left) -> str:
+    if not left.executions:
+        return "no run goes on"
+    lines = [f"{each.server.name}: the run {each.id} may go on" for each in left.executions]
+    return "\n".join((*lines, "see: cronium-worker runs list, runs signal"))
 
 
 def _print(end: CallEnd, *, fold: bool, as_json: bool) -> None:

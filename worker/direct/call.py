@@ -39,6 +39,13 @@ class CallEnd:
     outputs: tuple[KeptOutput, ...] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A call that was not waited for; `executions` are those whose runs may go on."""
+
+    executions: tuple[PlannedExecution, ...]
+
+
 class NoRuntime:
     """There is no event and no user whose variables these could be."""
 
@@ -64,15 +71,22 @@ class DirectExecution:
         self, name: str, inner: ServerExecution, printed: Printed, masker: Masker, screen: Screen
     ) -> None:
         self._name = name
+        self._has_ended = False
         self._inner = inner
         self._printed = printed
         self._masker = masker
         self._screen = screen
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a run may have started there whose end is not known."""
+        return self._inner.may_have_begun and not self._has_ended
+
     async def run(self) -> ServerResult:
         logs.mask_with(self._masker.mask_text)
         begun = partial(self._screen.begun, self._name)
         result = mask_result(await self._inner.run(begun), self._masker)
+        self._has_ended = True
         await self._printed.end()
         self._screen.ended(self._name, result.outcome)
         return result
@@ -111,8 +125,9 @@ class Call:
         self._printed: dict[str, Printed] = {}
         self._end: CallEnd | None = None
 
-    async def run(self) -> CallEnd | None:
-        """The script's end on all servers, its runs forgotten; None if that was not waited for.
+    async def run(self) -> CallEnd | Left:
+        """The script's end on all servers, its runs forgotten; if that was not waited for, what
+        is left.
 
         The first SIGINT, SIGTERM or SIGHUP ends the runs, the second leaves them to themselves.
         """
@@ -123,7 +138,10 @@ class Call:
             await fan_out(children, self._report)
             nursery.cancel_scope.cancel()
         self._screen.close()
-        return self._end
+        if self._end is not None:
+            return self._end
+        pairs = zip(self._plan.executions, children, strict=True)
+        return Left(tuple(execution for execution, child in pairs if child.may_go_on))
 
     def _child(self, execution: PlannedExecution) -> DirectExecution:
         name = execution.server.name

@@ -105,6 +105,11 @@ class ServerExecution:
             ),
         )
 
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether a payload is on its way, so that a run may have started."""
+        return self._session is not None and self._session.has_sent
+
     async def run(self, on_begun: Callable[[], object]) -> ServerResult:
         """Only cancellation leaves this; every failure is an outcome.
 
