@@ -52,7 +52,7 @@ def type_of(script: Path) -> str:
 
 
 class Id(click.ParamType[str]):
-    """As it was given somewhere, but not empty."""
+    """Of a job, a run or a server, as its giver wrote it; never empty."""
 
     name = "id"
 
