@@ -184,7 +184,9 @@ class Service:
             self._jobs_scope.cancel()
 
     def cancel_jobs(self) -> None:
-        """End what runs, and give that the time it takes."""
+        """End what runs, within `CANCEL_SECONDS` of the first call."""
+        if self._cancelling:
+            return
         self._cancelling = True
         self._jobs.cancel_all()
         self._jobs_scope.deadline = trio.current_time() + CANCEL_SECONDS

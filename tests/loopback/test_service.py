@@ -46,6 +46,26 @@ async def test_a_second_signal_while_the_claims_are_still_ending_is_bounded(
     assert trio.current_time() - began < 4
 
 
+async def test_the_limit_of_the_drain_gives_cancelled_jobs_no_more_time(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    environ = {"CRONIUM_DRAIN_TIMEOUT": "0.3", "CRONIUM_DRAIN_POLICY": "cancel"}
+    async with running_worker(tmp_path, environ) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(60):
+            rig.submit(f"trap '' TERM; echo x >>{mark}; while :; do sleep 1; done", names)
+            await until_exists(mark)
+            rig.drain.set()
+            rig.service.cancel_jobs()
+            deadline = rig.service._jobs_scope.deadline
+
+            await trio.sleep(0.6)
+
+            assert rig.service._jobs.ids
+            assert rig.service._jobs_scope.deadline == deadline
+
+
 async def test_a_heartbeat_file_that_cannot_be_written_does_not_end_the_worker(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
