@@ -370,6 +370,26 @@ async def test_an_answer_that_was_lost_with_its_connection_is_given_again(
     assert "answer_failed" in {entry["event"] for entry in logs}
 
 
+async def test_an_answer_that_was_tried_for_the_last_time_makes_way_for_others(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, there: FakeServer
+) -> None:
+    there.answer_faults.extend([LOST] * 4)
+
+    async def play(run: Channel) -> None:
+        await begin(run)
+        run.call("1", "event")
+        while there.answer_faults:
+            await trio.sleep(0.1)
+        await trio.sleep(1)
+        assert "answer_failed" in {entry["event"] for entry in logs}
+        end(run)
+
+    there.plays.append(play)
+
+    with capture_logs() as logs:
+        await ran(rig, jobs, a_job(a_server(1)))
+
+
 async def test_an_answer_is_tried_again_where_no_channel_could_be_had(
     autojump_clock: MockClock, rig: Rig, jobs: Jobs, there: FakeServer
 ) -> None:

@@ -200,6 +200,8 @@ class Following:
         """Hand the script its answer, or leave that to the next attachment."""
         failure: WorkerError | None = None
         for attempt in range(ANSWER_ATTEMPTS):
+            if attempt:
+                await trio.sleep(2 ** (attempt - 1))
             try:
                 async with self._answers:
                     await self._session.answer(self._execution.id, call_id, answer)
@@ -207,7 +209,6 @@ class Following:
                 failure = error
             else:
                 return
-            await trio.sleep(2**attempt)
         log.warning("answer_failed", error=str(failure))
 
     async def _attach(self) -> Attachment:
