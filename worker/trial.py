@@ -85,9 +85,7 @@ class Trial:
         with self._step("shell"), closing(await connection.exec("sh")) as channel:
             await channel.send_all(LOOK.encode())
             channel.send_eof()
-            said = b""
-            while data := await channel.receive():
-                said += data
+            said = await runner.read_answer(channel)
         found = [
             line[2:] for line in said.decode(errors="replace").splitlines() if line[:2] == "<<"
         ]

@@ -26,7 +26,7 @@ from worker.remote.channel import Channel
 from worker.remote.connection import open_connection
 from worker.remote.credentials import OpenedCredential
 from worker.remote.host_keys import HostKeyCheck
-from worker.remote.runner import _read_answer
+from worker.remote.runner import read_answer
 from worker.remote.target import Credential, Target
 from worker.remote.windows import Headroom
 from worker.settings import HostKeyPolicy
@@ -574,7 +574,7 @@ async def test_of_an_installer_that_never_ends_only_the_last_is_kept() -> None:
             self.said += 1
             return b"x" * MIB if self.said < 30 else b""
 
-    assert len(await _read_answer(cast("Channel", Endless()))) == 64 * 1024
+    assert len(await read_answer(cast("Channel", Endless()))) == 64 * 1024
 
 
 # Words that are shown to people

@@ -61,10 +61,10 @@ async def deploy(connection: Connection, artifact: Artifact) -> str:
             # said may be still to come.
             said = b""
             with trio.move_on_after(LAST_WORDS_SECONDS):
-                said = await _read_answer(channel)
+                said = await read_answer(channel)
             words = channel.stderr or _words(said)
             raise DeployError(f"the server's shell ended at once: {words}"[:500]) from failure
-        answer = await _read_answer(channel)
+        answer = await read_answer(channel)
     match = re.search(rb"\ncronium ([df]) %b ([^\n]*)\n" % nonce.encode(), b"\n" + answer)
     if match is None:
         words = channel.stderr or _words(answer)
@@ -183,7 +183,7 @@ async def _call(
             with trio.fail_after(CALL_SECONDS + len(message) / SLOWEST_BYTES_PER_SECOND):
                 await channel.send_all(message)
                 channel.send_eof()
-                answer = await _read_answer(channel, most_bytes)
+                answer = await read_answer(channel, most_bytes)
     except trio.TooSlowError as error:
         raise ConnectionLostError("the runner does not answer") from error
     status = channel.exit_status
@@ -195,8 +195,8 @@ async def _call(
     return said.partition(b"\n")[2]
 
 
-async def _read_answer(channel: Channel, most_bytes: int = MAX_PREAMBLE_BYTES) -> bytes:
-    """The last of what the command prints, up to its end; start-up files may print before."""
+async def read_answer(channel: Channel, most_bytes: int = MAX_PREAMBLE_BYTES) -> bytes:
+    """The last `most_bytes` that the command prints; start-up files may print any number before."""
     answer = b""
     while data := await channel.receive():
         answer = (answer + data)[-most_bytes:]
