@@ -1,7 +1,9 @@
 """What the worker remembers over restarts."""
 
+import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -156,6 +158,15 @@ def test_a_second_worker_on_a_state_directory_is_refused(tmp_path: Path) -> None
         open_state(tmp_path),
     ):
         pass
+
+
+def test_a_look_at_who_has_a_state_directory_keeps_no_worker_from_it(tmp_path: Path) -> None:
+    with (tmp_path / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as `holder` does
+        threading.Timer(0.02, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+
+        with open_state(tmp_path) as database:
+            assert worker_id(database, "w")
 
 
 def test_a_state_directory_is_free_again_after_its_worker(tmp_path: Path) -> None:

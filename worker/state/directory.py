@@ -3,10 +3,12 @@
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import TextIO
 
 from worker.database import Database
 from worker.errors import StateError, StateLockedError
@@ -19,6 +21,9 @@ STATUS = "status.json"
 SPOOLS = "spool"
 
 MIGRATIONS = files("worker.state") / "migrations"
+
+# A command that asks for the `holder` has the lock itself for some microseconds.
+LOOKS, LOOK_SECONDS = 3, 0.05
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def open_state(directory: Path) -> Iterator[Database]:
         raise StateError(f"CRONIUM_STATE_DIR {directory}: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         except OSError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
@@ -53,6 +58,16 @@ def open_state(directory: Path) -> Iterator[Database]:
             yield database
         finally:
             database.close()
+
+
+def _take(lock: TextIO) -> None:
+    """Raises BlockingIOError if another worker has it."""
+    for _ in range(LOOKS):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOOK_SECONDS)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
