@@ -72,7 +72,7 @@ class SerialThread:
         return cast("T", work.outcome())
 
     def close(self) -> None:
-        """Wait for what is being done; nothing else is."""
+        """Do all that waits, and end; what is asked for from now on is refused."""
         self._is_closed = True
         if self._thread is not None:
             self._waiting.put(None)

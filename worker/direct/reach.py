@@ -3,8 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
-
 from worker.database import Database
 from worker.remote.artifact import load_artifact
 from worker.remote.connector import Connector
@@ -13,8 +11,6 @@ from worker.remote.loop import open_loop
 from worker.remote.pool import open_pool
 from worker.remote.session import Remote
 from worker.settings import SshSettings
-
-log = structlog.get_logger()
 
 
 @asynccontextmanager

@@ -18,7 +18,6 @@ from worker.remote.target import Target
 # has less, a refusal tells.
 CHANNELS = 10
 
-
 # Pins in the state are changed by hand, now and then; known_hosts shows at once when it is.
 JUDGED_SECONDS = 5.0
 

@@ -8,7 +8,7 @@ from worker.database import Database
 
 
 class Kind(StrEnum):
-    """What an entry is: the route, and how its delivery is judged (see `worker.relay`)."""
+    """What an entry is: the route, and how its delivery is judged (see `worker.verdicts`)."""
 
     CREATE = "create"
     RUNNING = "running"
@@ -20,7 +20,6 @@ class Kind(StrEnum):
 
 # With one of these the API has heard all that there is to say of a job.
 FINAL_KINDS = (Kind.COMPLETE, Kind.FAIL, Kind.RELEASE)
-
 
 # How long an entry that was given up is there for an operator to see.
 PARKED_MS = 30 * 86_400_000

@@ -18,7 +18,6 @@ DAY_MS = 86_400_000
 KEPT_MS = 7 * DAY_MS
 KEPT_JOBS = 10_000
 
-
 _texts = msgspec.json.Decoder(list[str])
 
 

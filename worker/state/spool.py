@@ -3,7 +3,7 @@
 import os
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import structlog
@@ -135,7 +135,7 @@ class Spools:
         if Path(job_id).name == job_id and job_id not in ("", ".."):
             shutil.rmtree(self._directory / job_id, ignore_errors=True)
 
-    def remove_all_but(self, job_ids: Iterable[str]) -> None:
+    def remove_all_but(self, job_ids: Collection[str]) -> None:
         """What a worker that was killed meant to remove."""
         if self._directory.exists():
             for path in self._directory.iterdir():
