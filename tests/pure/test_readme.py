@@ -1,10 +1,12 @@
-"""The README says of the settings what the code says."""
+"""The README says of the settings and of the log what the code says."""
 
+import re
 from pathlib import Path
 
 from worker.settings import VARIABLES
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def configuration_table() -> str:
@@ -18,3 +20,17 @@ def configuration_table() -> str:
 
 def test_the_configuration_table_is_the_one_of_the_code() -> None:
     assert configuration_table() in README.read_text()
+
+
+def test_every_event_of_the_log_above_debug_is_named() -> None:
+    call = re.compile(r'log(?:ger\(\))?\.(?:info|warning|error|exception)\(\s*"(\w+)"')
+    events = {
+        event
+        for file in (ROOT / "worker").rglob("*.py")
+        for event in call.findall(file.read_text())
+    }
+
+    named = README.read_text().partition("\nEvents: ")[2].partition("\n## ")[0]
+
+    assert {event for event in events if f"`{event}`" not in named} == set()
+    assert len(events) > 50
