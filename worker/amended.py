@@ -1,4 +1,4 @@
-"""What was to be said of a job's end, changed to what can be said."""
+"""A job's final report, changed where the API would not take it as it stands."""
 
 import msgspec
 
@@ -6,9 +6,9 @@ from worker.state.outbox import Entry, Kind
 
 
 def shortened(entry: Entry) -> Entry | None:
-    """A `complete` with half of its output, from the middle; None when there is none left.
+    """A `complete` without the middle half of its output; None when nothing is left to leave out.
 
-    What the scripts said goes last, and as a whole.
+    The scripts' own output (`scriptOutput`) goes last, and as a whole.
     """
     if entry.kind is not Kind.COMPLETE:
         return None

@@ -1,4 +1,4 @@
-"""How a job begins: kept here, told to the API, and made ready for on its servers, all at once."""
+"""The start of a job: kept in the state, told to the API, prepared on its servers, all at once."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from worker.state.history import Begun
 
 log = structlog.get_logger()
 
-# On more servers than these it is the worker that takes its time.
+# With more servers than these the worker is the bottleneck, and nothing is won by preparing.
 MOST_STAGED = 8
 
 
@@ -35,8 +35,10 @@ class Beginnings:
     async def of(
         self, plan: Plan, job: JobBody, flight: Flight, began_at: int
     ) -> AsyncIterator[bool]:
-        """Whether the job is to be started, which is kept and told then; what its servers have
-        made ready by then, and is not started within, they drop."""
+        """Whether the job is to be started; if so, the state has it and the API was told.
+
+        What servers have prepared and is not started within the block is dropped at its end.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 if len(plan.executions) <= MOST_STAGED:

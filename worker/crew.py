@@ -46,10 +46,10 @@ class Surroundings:
 class Crew:
     """One child per server.
 
-    Of a job that may be left from an earlier worker, each looks first for its run on the server,
-    and goes on where that worker was if this state has `kept` the job. `masker` is the job's,
-    `begun` has each child whose script is known to run.
-    `masks` is what scripts had added by then to what is masked, by their executions' ids.
+    Where a job `is_left`, an earlier worker may have started it: each child looks first for its run
+    on the server. `kept` is what this state has of the job: the children go on from there. `masks`
+    are the secrets that scripts had added by then (`::add-mask::`), by execution id. `masker` is
+    the whole job's; `begun` has each child whose script is known to run.
     """
 
     def __init__(

@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-# What stands where a file of ours is to be does not pass.
+# Something else stands where our file belongs: to wait does not help.
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+# A full disk, a failing one, another process's lock: worth waiting for.
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 STUCK_SECONDS = 1.0
 
@@ -68,8 +69,8 @@ class Database:
         """Run `work` off the event loop, one at a time; it is never cut short, and may be done
         again.
 
-        What waits while a disk makes sure of a commit is committed together: what is done before
-        `work` opens its transaction may be within one already.
+        Calls that wait while a commit is being synced are committed together after it: `work` may
+        find a transaction open before it opens its own.
 
         A disk that is full, or fails, is waited for: what would be lost otherwise is what this
         file exists for. Raises StateError if SQLite refuses for a reason that does not pass.
@@ -130,7 +131,7 @@ class Database:
         except sqlite3.Error as error:
             if is_begun:
                 return False
-            # Somebody else has it locked: they are not to wait so long each.
+            # Another process has it locked: not each of them is to wait as long again.
             for work in works:
                 work.failure = error
             return True
@@ -178,7 +179,7 @@ class Database:
             for action in actions:
                 try:
                     action()
-                except Exception:  # nothing of what is committed is to look as if it were not
+                except Exception:  # the commit stands, and no caller is to be told otherwise
                     log.exception("after_commit_fault")
 
     def after_commit(self, action: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ OTHER_FILES = 200
 
 
 def raise_file_limit() -> int:
-    """The limit then: the usual 1024 is for programs of the past."""
+    """Raise the soft limit as far as is of use, from the usual 1024; the limit after that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, FILE_LIMIT)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -24,7 +24,7 @@ class Flight:
         self.cancelled = Trigger()
         # Whether an earlier worker had it, whose scripts may run still.
         self.may_have_begun = False
-        # The API knows its rows; else they are to be told of.
+        # Whether the API has a row for each of its executions.
         self.has_rows = False
         # The API has heard, or will hear from the outbox, how the job ended.
         self.is_settled = False

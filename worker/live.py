@@ -14,7 +14,7 @@ from worker.state.outbox import Entry
 # A script that is over sooner is told of once, by its final row.
 RUNNING_AFTER_SECONDS = 1.0
 
-# An API that takes long over it is asked less often.
+# The pause after a call, in times its duration: a slow API is called less often.
 REST_PER_CALL = 5
 
 
@@ -29,7 +29,7 @@ class BegunChild(Protocol):
 
 
 class BegunScripts:
-    """Children whose scripts have begun, of which that is to be told."""
+    """Children whose scripts have begun, until their rows are told so."""
 
     def __init__(self) -> None:
         # With when that is due, by the loop's clock.
@@ -47,11 +47,11 @@ class BegunScripts:
             if not self._children:
                 await self._news.wait()
             if not await slept(self._children[0][1] - trio.current_time()):
-                # A look at whose the job is comes first.
+                # The worker stood still: the check of whose job it is comes first.
                 await trio.sleep(RUNNING_AFTER_SECONDS)
             due = self._take_due()
             if _entries(due):
-                # Made once more when it is kept: a final row may come before that.
+                # Built again within the transaction: a final row may be there by then.
                 await relay.put_rows(job_id, partial(_entries, due))
 
     def _take_due(self) -> list[BegunChild]:
@@ -74,7 +74,7 @@ async def tell_live_forever(
     """
     while True:
         if not await slept(seconds):
-            continue  # a look at whose the job is comes first
+            continue  # the worker stood still: the check of whose job it is comes first
         for child in children:
             body = child.live_body()
             if body is not None:

@@ -13,7 +13,7 @@ from worker.secret_index import ABSENT, OPEN, Needle, SecretIndex, ends_of
 MASK = b"***"
 ADD_MASK = b"::add-mask::"
 MAX_ADDED = 100
-# Of so long a line the end is waited for; one that is longer is a line as any.
+# The end of an `::add-mask::` line is waited for up to this; a longer one is ordinary output.
 MAX_ADD_MASK_BYTES = 8192
 
 # Ten times as fast as `in`, and every piece of output is searched.
@@ -115,9 +115,9 @@ class Masked:
 class MaskingStream:
     """Masks a stream piece by piece, to the same bytes however it is cut.
 
-    It holds back what may be the beginning of a form, no more. A new one that is fed from
-    `consumed` on goes on to the byte where this one was, given that offset, whether what was
-    masked before it is empty or ends in a newline (`begins_line`), and the masks that were added.
+    It holds back no more than what may be the beginning of a form. A new stream goes on, to the
+    byte, where this one was if it is fed from `consumed` on, and is given that `offset`, the masks
+    that were added, and whether all output before is empty or ends in a newline (`begins_line`).
 
     Where forms overlap the first one counts, of those that begin together the longest.
     """

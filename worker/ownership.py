@@ -24,10 +24,10 @@ class Ownership:
         self._poll_seconds = poll_seconds
 
     async def may_start(self, flight: Flight, rows: Iterable[RowBody]) -> bool:
-        """Whether the job is still ours, to be started or to be gone on with; the API knows then
-        that it runs. An API that has stopped answering does not hold it up.
+        """Whether the job is still ours to start, or to continue; if so, the API was told that it
+        runs. An API that has stopped answering does not hold it up: then it counts as ours.
 
-        `rows` are told along with that where it can be: the flight has them then.
+        Under a claim's token `rows` go with the same call, and the flight notes it (`has_rows`).
         """
         try:
             with trio.fail_after(ACKNOWLEDGE_SECONDS):

@@ -16,9 +16,9 @@ from worker.state.history import KeptOutput
 
 log = structlog.get_logger()
 
-# Taken in at once: with what was held back before it is less than a spool takes.
+# Masked and written at once: with what masking had held back it must fit one write of a spool.
 PIECE_BYTES = 128 * 1024
-# Between two looks at everything else: a script may print a million lines a second.
+# Logged before other tasks have a turn: a script may print a million lines a second.
 LINES_AT_ONCE = 500
 # Between two tries to write where there was no room.
 FULL_SECONDS = 2.0
@@ -131,7 +131,7 @@ class Printed:
         return KeptOutput(stdout, stderr) if stdout or stderr else None
 
     async def _note_masks(self) -> None:
-        """Before what they mask is kept: who takes up from there must mask the same."""
+        """Keep new masks before the output that they mask: whoever resumes must mask the same."""
         if self._masker.added != self._kept_masks:
             added = self._masker.added
             await self._keep_masks()

@@ -65,14 +65,14 @@ class Relay:
         self._database = database
         self._news = trio.Event()
         self._in_flight: set[str] = set()
-        # Of these, those that begin and of which nothing is said: they take no delivery's place.
+        # Of these, jobs that are just being started: they do not count as deliveries.
         self._held: set[str] = set()
-        # Of those in flight, those of which nothing more is to be said.
+        # Of those in flight, jobs that were dropped: nothing more is sent of them.
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
-        # Gives what lets go of a job as it is now, should it turn out to be another's; that is
-        # done before what is kept of it goes.
+        # Gives the action that lets go of a job's present flight. It is done where a delivery finds
+        # that the job is another worker's, before the state forgets the job.
         self.letting_go: Callable[[str], Callable[[], object]] = lambda _job_id: lambda: None
         # The token of the claim under which a job is ours, where the queue gives one.
         self.claim_of: Callable[[str], str | None] = lambda _job_id: None
@@ -81,7 +81,7 @@ class Relay:
         # While nothing is to be looked for; `_rests_until` is in Unix milliseconds.
         self._rest: trio.CancelScope | None = None
         self._rests_until = math.inf
-        # Whether something was due of a job in flight, or beyond what may be at once.
+        # Whether something was due and not taken: its job was in flight, or no place was free.
         self._is_behind = True
         # By when the deliveries mean to have come round, by the loop's clock.
         self.due_at = math.inf
@@ -260,8 +260,8 @@ class Relay:
     def _look(
         self, in_flight: frozenset[str], now: int
     ) -> tuple[dict[str, list[QueuedEntry]], int | None, frozenset[str]]:
-        """What is due, with nothing to tell yet of jobs that are in flight; when something is
-        that is not yet; and the jobs whose end is still to be told."""
+        """What is due, by job, empty for jobs in flight; when the next entry falls due; and the
+        jobs whose end is still to be delivered."""
         with self._database.transaction():
             jobs = self._outbox.due_jobs(limit=CONCURRENT_DELIVERIES + 1, now=now)
             goes = {
@@ -312,10 +312,9 @@ class Relay:
             self._rest.deadline = min(self._rest.deadline, trio.current_time() + seconds)
 
     async def say_live(self, job_id: str, execution_id: str, body: bytes) -> bool:
-        """Tell a row what need not be kept; whether it was heard.
+        """Send a row an update that is not kept; whether the API took it.
 
-        Not while something of the job that is kept is to be heard first, which then does not come
-        before this either.
+        Nothing is sent while kept entries of the job are due or on their way, so the order holds.
         """
         has_due = partial(self._outbox.has_due, job_id, now=self._now())
         if await self._database.run(has_due) or job_id in self._in_flight:

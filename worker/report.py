@@ -20,7 +20,7 @@ from worker.remote.frames import Stream
 from worker.state.outbox import Entry, Kind
 
 MAX_COMPLETE_BYTES = 8 * 1024 * 1024
-# Of these, what scripts said may have so much: it cannot be cut, as what they print can.
+# The part of it that scripts' own output may take: unlike what they print, it cannot be cut.
 MAX_SCRIPT_OUTPUT_BYTES = 4 * 1024 * 1024
 
 # The app takes 3 s longer over an update of more.

@@ -26,9 +26,11 @@ log = structlog.get_logger()
 
 
 class ReportedExecution:
-    """A child of the fan-out; `known` is its result, where an earlier worker had it already;
-    of each stream `kept_bytes` are kept beyond the job. `on_begun` is called with it once its
-    script is known to run."""
+    """A child of the fan-out.
+
+    `known` is its result, where an earlier worker had it already. Of each stream `kept_bytes` stay
+    in the history. `on_begun` is called with this child once its script is known to run.
+    """
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from worker.secret_forms import MIN_LONG_CHARACTERS, forms
 # A form is found by its first bytes, and over several lines only where these stand together: so
 # the end of a line is not held back for being a letter or two that a secret begins with.
 HEAD_BYTES = 6
-# How many bytes a form may take for each of its own: two of a line break behind every one.
+# Bytes of text for each byte of a form, at most: a line break of two may follow every one.
 SPREAD = 3
 # Enough to tell most forms apart that begin alike, as keys do.
 PROBE_BYTES = 64

@@ -17,8 +17,7 @@ MOST_TOGETHER = 16
 
 
 class Work:
-    """What is to be done, for the task that waits for it; done again, what became of it before is
-    forgotten."""
+    """A call, to be done for the task that waits for it; done again, its first outcome is lost."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
@@ -80,7 +79,7 @@ class SerialThread:
 
     def _work_forever(self) -> None:
         while self._work_once():
-            pass  # nothing of it is held on to while the next is waited for
+            pass  # in a function of its own: while it waits it refers to no work that is done
 
     def _work_once(self) -> bool:
         """Whether it goes on."""

@@ -7,8 +7,8 @@ from functools import partial
 
 
 class Trigger:
-    """In the place of an event for which each execution would have a task wait, mostly in vain: a
-    task costs 0.1 ms, where a warm execution takes some 5."""
+    """Instead of an event that each execution would have a task wait for, mostly in vain: a task
+    costs 0.1 ms, and a warm execution takes some 5."""
 
     def __init__(self) -> None:
         self._is_set = False

@@ -12,8 +12,8 @@ FEW_ARRIVALS = 64
 
 
 class Arrivals:
-    """Which bytes of a stream came when, by order numbers that grow; told of the first and the
-    last `limit` / 2 bytes."""
+    """When which bytes of a stream came, as growing order numbers; known of the first and the last
+    `limit` / 2 bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -43,7 +43,7 @@ class Arrivals:
             piece_end = min(self._ends[at], end)
             yield self._orders[at], start, piece_end
             start, at = piece_end, at + 1
-        if start < end:  # what no line's end has come for
+        if start < end:  # a last line that has not ended yet
             yield (self._orders[-1] if self._orders else 0), start, end
 
     def _drop_middle(self, end: int) -> None:

@@ -38,7 +38,7 @@ MOST_WAITING_BYTES = 16 * 1024 * 1024
 MOST_REMEMBERED = 100
 MOST_REMEMBERED_BYTES = 4 * 1024 * 1024
 
-# Not ids of calls that wait: the runner tells anew what was said, to whoever attaches.
+# These are no calls that wait: the runner repeats to each new attacher what the script has said.
 SAID_BEFORE = {"output": Name.OUTPUT, "condition": Name.SET_CONDITION}
 
 Deliver = Callable[[bytes], Awaitable[None]]

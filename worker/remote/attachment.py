@@ -40,10 +40,10 @@ class Offsets:
 
 
 class Incoming:
-    """The frames of one call, to be heard by one run after the other.
+    """The frames of one call of the runner, which serves one run after the other.
 
-    Between two runs it says what was forgotten. Whoever asked for that and whoever begins the
-    next run may both be listening: the answers come in the order of the questions.
+    Between two runs it answers what it was asked to forget. The task that asked and the one that
+    begins the next run may both be reading: the answers come in the order of the questions.
     """
 
     def __init__(self, channel: Channel, nonce: str) -> None:

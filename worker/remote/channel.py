@@ -10,9 +10,9 @@ from worker.errors import ConnectionLostError
 from worker.remote.shortcuts import grant, take_over_window
 from worker.remote.windows import Headroom, Window
 
-# With more than this not yet taken asyncssh is asked to wait, where it sees to the window itself.
+# Where asyncssh sees to the window itself, it is told to pause while more than this waits here.
 PAUSE_BYTES = 1024 * 1024
-# Given to the Trio side at once: every second byte may be a frame, and the loop waits meanwhile.
+# Given to the Trio side at once: every second byte may be a frame, and parsing holds up the loop.
 PIECE_BYTES = 64 * 1024
 # What of stderr is worth keeping: the runner's one-line reasons.
 MAX_STDERR_BYTES = 4096

@@ -17,7 +17,7 @@ from worker.remote.runner import deploy
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 
 DEPLOY_ATTEMPTS = 3
-# On a full disk nothing can be noted, and a run that is to be heard of does not wait for that.
+# How long a note in the cache may wait for room on a full disk: no run depends on it.
 ROOM_SECONDS = 2.0
 
 
@@ -28,8 +28,8 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsableRunner:
-    """`verify_sha256` is given where the digest must be compared before use; else it is
-    `good_for_seconds`."""
+    """`verify_sha256` is given where the digest must be compared before use; else the runner may be
+    called as it is for `good_for_seconds`."""
 
     path: str
     source: Source

@@ -20,10 +20,10 @@ from worker.snapshot import PoolNow
 
 log = structlog.get_logger()
 
-# What a refused channel taught is forgotten then: the server may just not have noticed yet that
-# another had ended.
+# How long a refused channel counts as the server's limit: it may only not have noticed yet that
+# another channel had ended.
 LESSON_SECONDS = 60.0
-# What a server has to notice that a channel has ended, look by look.
+# The pauses between tries, for a server to notice that the channel before has ended.
 NOTICED_SECONDS = (0.02, 0.05, 0.1, 0.3)
 OpenCredential = Callable[[], Awaitable[OpenedCredential]]
 
@@ -49,7 +49,7 @@ class Pool:
         self._waiters: dict[Target, list[_Waiter]] = {}
         # How many channels a server gave one connection, and until when that is taken for true.
         self._lessons: dict[Target, tuple[int, float]] = {}
-        # That of no job: what is kept must not hold a job's secrets.
+        # Of no job: a connection outlives jobs, and must not hold the secrets of one.
         self._context = contextvars.copy_context()
 
     @property
@@ -91,8 +91,8 @@ class Pool:
         return pooled
 
     async def stage(self, target: Target, request: RunRequest) -> None:
-        """Have a server make ready for a run that is to come soon, or not, where a connection to
-        it lies idle; on a busy one the call that waits is for what is sure to come."""
+        """Have a server prepare a run that may come soon, over a connection that lies idle; on a
+        busy one the call that waits is kept for runs that are sure to come."""
         pooled = self._with_room(target, urgent=False)
         if pooled is not None and pooled.can_stage:
             with suppress(SshError):  # for the run to meet
@@ -101,7 +101,7 @@ class Pool:
                 pooled.spares.stage(request)
 
     def unstage(self, target: Target, execution_id: str) -> None:
-        """The run has not come, or another way."""
+        """Drop what was prepared: the run did not come, or was started otherwise."""
         for pooled in self._pooled.get(target, ()):
             pooled.spares.unstage(execution_id)
 

@@ -8,7 +8,8 @@
 
 protocol=1
 grace_ms=5000
-# Each 50 ms and more: what cannot be killed (another user's, or in the kernel's hands) holds us no longer.
+# Each takes 50 ms or more: a process that cannot be killed (another user's, or stuck in the kernel) holds us up no
+# longer than these.
 max_looks=200
 # The time of day may not be set right after a boot, and the janitor goes by it.
 settle_s=3600
@@ -25,7 +26,7 @@ newline='
 '
 # Runs that one call serves: a shell may remember every child that it had.
 most_served=1000
-# Runs of a call whose payloads lie there after their end.
+# Ended runs of a call whose payloads may still be on the disk: they are removed together.
 most_owed=8
 
 name_artifact() {
@@ -149,9 +150,9 @@ find_program() {
     [ -n "$found" ]
 }
 
-# Opens a pipe with fd $1 for who writes and fd $2 for who reads it. The first is for reading too, so that to
-# write to somebody who is gone ends nobody. Most shells have a pipe for a short here-document, which Linux
-# opens anew; it takes no program.
+# Opens a pipe: fd $1 to write to, fd $2 to read from. Fd $1 is open for reading too, so that nobody is ended by
+# SIGPIPE for writing to a reader that is gone. Most shells make a pipe for a short here-document, and Linux lets
+# it be opened once more: this takes no program.
 open_pipe() {
     {
         IFS= read -r rest <&4
@@ -172,10 +173,10 @@ open_named_pipe() {
     return 1
 }
 
-# The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. What
-# can be done before it is asked for is: all that follows an order is on the way to the script's first
-# instruction. Its 0 has the orders, 3 takes the verdicts; 7 and 5 are the ends of the pipe to what becomes the
-# script, 8 and 9 of that to its ticker.
+# The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. As much as
+# possible is done before an order comes, since all that follows one delays the script's first instruction. Orders
+# come on fd 0, verdicts go to fd 3; 7 and 5 are the ends of the pipe to the process that becomes the script, 8 and
+# 9 those of the pipe to the ticker.
 
 supervise() {
     nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
@@ -342,17 +343,17 @@ has_ticker() {
 }
 ticker='' is_ticker=''
 
-# For each run: wakes who started it once, by a line among the verdicts, and us when the run is to be ended.
+# For each run: wakes its starter once, by a line among the verdicts, and us when the run is to be ended.
 tick() {
     is_ticker=1
     exec 0<&9 7>&- 8>&- 5<&- 9<&-
     trap '' URG
-    # Nobody is to wait for our word who cannot have it, as where there can be no more processes.
-    # Nor are we to go unnoticed amid a run.
+    # Should we end early, as where no more processes can be had: the starter is not to wait for our word, and
+    # the supervisor is to notice.
     trap 'echo tick >&3; kill -URG $$' EXIT
     trap exit HUP TERM
     while read -r run script_pid script_started limit_s output_limit began_s began_ms; do
-        # Where the script was quicker to delete it, that is what we have to tell of.
+        # The script may have deleted it by now: then that is what we have to report.
         cd "$run" 2>/dev/null || cd /
         last_s='' overdue=0
         is_at_end || {
@@ -361,7 +362,7 @@ tick() {
         }
         until is_at_end; do
             rest 1
-            # Less than that is a reason to go on: it was ended.
+            # It may have been killed, to end the wait; but where sleep itself fails we cannot go on.
             [ "$rested" -eq 0 ] || [ "$rested" -gt 128 ] || exit
             is_at_end || is_process $$ "$supervisor_started" || exit
             # Its script may have stopped it.
@@ -372,7 +373,7 @@ tick() {
     done
 }
 
-# For $1 s at most: we are told of the end of what took longer than a moment.
+# Sleeps $1 s at most: the end of a run that took longer than a moment wakes us.
 rest() {
     sleep "$1" 3>&- &
     sleeper=$!
@@ -390,11 +391,11 @@ is_at_end() {
 # Has the ticker go on to the next run.
 leave_ticker() {
     if is_process "$script_pid" "$script_started"; then
-        # By whoever nobody could end it would be kept.
+        # A script that nobody could end would keep it waiting.
         kill -s KILL "$ticker"
         wait "$ticker"
     elif has_ticker; then
-        # Its script may have stopped it; of what has not come through yet nothing is to be seen.
+        # The script may have stopped it; a signal that is still on its way cannot be seen.
         kill -s CONT "$ticker"
         # By now: it may have begun its longer rest while the end was recorded.
         measure_since "$began_s" "$began_ms"
@@ -679,8 +680,8 @@ finish() {
     [ "$owes" -lt "$most_owed" ] || drop_owed
 }
 
-# What came with runs, but for what was secret from the start. By one program for several, and for none where the
-# runs have been forgotten, as most are by then.
+# Removes the payloads of ended runs; what was secret in them went when they started. One program serves several
+# runs, and none is needed for runs that were forgotten, as most are by then.
 drop_owed() {
     once=$owed owed='' owes=0
     for path in $once; do
@@ -692,7 +693,7 @@ drop_owed() {
 }
 owed='' owes=0
 
-# What a script leaves running on purpose keeps it: the run goes on to name it, for forget and the janitor.
+# It stays where a script left processes running on purpose: then the run still names it, for forget and the janitor.
 part_with_cgroup() {
     left="$left $cgroup"
     is_populated || { true >cgroup; } 2>/dev/null
@@ -1716,8 +1717,9 @@ choose_tick() {
 }
 whole_seconds=''
 
-# Most runs are over before there is a need to sleep, which takes a program. The supervisor says so, or its ticker
-# that this one is not; URG ends no read in some shells, and in none one that is just to begin.
+# Most runs end before there is a need to sleep, which takes a program: the supervisor says so, or its ticker says
+# that this one has not. URG does not serve here: in some shells it ends no read, and in none a read that is only
+# about to begin.
 await_word() {
     trap : URG
     find_record || look_for_calls || IFS= read -r rest <&9

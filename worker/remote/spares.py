@@ -1,5 +1,4 @@
-"""Runs on a connection that have nothing to run yet, or nothing that is sure to come, kept ready
-for the next ones."""
+"""Calls of the runner that wait on a connection for the next runs, or have one prepared."""
 
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ MOST_AGE_SECONDS = 300.0
 
 
 class Spares:
-    """Each costs the server three or four waiting shells, and saves the run to wait for them.
+    """Each costs the server three or four waiting shells, and saves a run the wait for their start.
 
     There are as many as there were runs at once, lately.
     """
@@ -59,7 +58,7 @@ class Spares:
         return None
 
     def stage(self, request: RunRequest) -> None:
-        """Have one make ready for a run that is to come soon, or not."""
+        """Have one prepare a run that may come soon."""
         waiting = self._take()
         if waiting is None:
             return
@@ -70,7 +69,7 @@ class Spares:
         waiting.stage(request)
 
     def unstage(self, execution_id: str) -> None:
-        """It has not come, or another way."""
+        """Drop what was prepared: the run did not come, or was started otherwise."""
         staged = self._staged.pop(execution_id, None)
         if staged is not None:
             staged.close()
@@ -84,7 +83,7 @@ class Spares:
             self._crowded.set()
 
     def any(self) -> WaitingRun | None:
-        """The one that is used last, so that the next run seldom waits for what it is asked."""
+        """One to ask something of: it is used last, so a run seldom waits for the answer."""
         return next((waiting for waiting, _ in self._waiting if waiting.is_waiting), None)
 
     def close(self) -> None:

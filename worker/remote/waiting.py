@@ -50,8 +50,10 @@ class WaitingRun:
         return self._writing.locked()
 
     def stage(self, request: RunRequest) -> None:
-        """Have its server make all ready for a run that is to come, or not, and is `begin`'s to
-        start; to be called of one that waits and on which nothing `is_being_written`."""
+        """Have its server prepare a run that may come, and that `begin` starts.
+
+        Only for a call that `is_waiting`, and on which nothing `is_being_written`.
+        """
         self._staged = request
         try:
             self._channel.send_soon(self._announce(request).head)
@@ -111,7 +113,7 @@ class WaitingRun:
         return status == 0
 
     def close(self) -> None:
-        """It ends without a word; also what it has begun to attach to is let go."""
+        """End the call without a word, and detach from the run that it has, if it has one."""
         self._is_given_up = True
         self._channel.close()
 

@@ -236,8 +236,11 @@ class RunStore:
         return {each: tuple(map(Secret, _texts.decode(opened[each]))) for each in opened}
 
     def sweep(self, *, now: int) -> None:
-        """Forget jobs that ended long ago, or are too many; also one whose runs could not be
-        forgotten for as long: the runner's own janitor has swept those by now."""
+        """Forget jobs that ended long ago, and the oldest beyond `KEPT_JOBS`.
+
+        Also those whose runs could not be forgotten in that time: the runner's own janitor has
+        removed them by now.
+        """
         with self._database.transaction() as tx:
             gone = tx.execute(
                 """
