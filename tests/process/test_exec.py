@@ -125,6 +125,15 @@ def test_a_script_is_run_by_what_its_suffix_says(
     assert done.stdout == f"[{sshd.server.name}] {said}\n"
 
 
+def test_what_scripts_did_is_told_where_the_call_cannot_be_kept(call: Caller, sshd: Sshd) -> None:
+    kept = call.folder / "exec" / "last-exec.json"
+
+    done = call(f"rm {kept} && mkdir {kept} && echo done", "-s", call.key(sshd.server))
+
+    assert (done.returncode, done.stdout) == (0, f"[{sshd.server.name}] done\n")
+    assert f"cannot be kept for --retry-failed: {kept}: Is a directory" in done.stderr
+
+
 def test_only_what_failed_is_run_again(call: Caller, fleet: Fleet, spare_port: int) -> None:
     servers = fleet(2)
     first, second = (server.name for server in servers)

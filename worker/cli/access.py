@@ -11,6 +11,7 @@ import click
 
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.parameters import FILE, Place
+from worker.cli.running import name_account
 from worker.direct.servers import EXPECTED, NamedServer, distinct, parse_server, read_servers
 from worker.errors import (
     AuthenticationError,
@@ -131,8 +132,7 @@ def credential(
     key: Path | None, sealing_key: SealingKey | None, *, ask_passphrase: bool
 ) -> Credential:
     """Ends the command where the private key, which may be sealed, cannot be used."""
-    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
-    os.environ.setdefault("LOGNAME", "cronium-worker")
+    name_account()
     path = key or _usual_key()
     text = _key_text(path)
     passphrase = click.prompt("Passphrase", hide_input=True, err=True) if ask_passphrase else None

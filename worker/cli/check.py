@@ -27,7 +27,7 @@ from worker.checkup import (
 from worker.cli.access import credential
 from worker.cli.exits import EXIT_FAILED
 from worker.cli.printing import silence_log
-from worker.cli.running import run
+from worker.cli.running import name_account, run
 from worker.database import Database
 from worker.errors import StateError
 from worker.remote.address import parse_address
@@ -102,8 +102,7 @@ def check(
             console.print(_line(finding))
 
     silence_log()
-    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
-    os.environ.setdefault("LOGNAME", "cronium-worker")
+    name_account()
     loaded = look_at_settings(os.environ, say)
     if loaded is not None:
         target = None

@@ -18,6 +18,7 @@ from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
 from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
+from worker.cli.running import first_of
 from worker.cli.show import execution_row
 from worker.database import Database
 from worker.direct.call import Call, CallEnd, Left
@@ -127,7 +128,7 @@ def exec_script(
                 try:
                     end, was_cancelled = trio.run(partial(run, shows_lines=not (fold or as_json)))
                 except* StateError as group:
-                    raise StateError(str(group.exceptions[0])) from group
+                    raise StateError(str(first_of(group))) from group
         finally:
             writer.close()
     except (JobError, StateError) as error:
@@ -163,9 +164,15 @@ async def _run(
     )
 
     def keep(results: Sequence[ServerResult]) -> None:
-        keep_last(directory, order.servers, {each.server_name: each.outcome for each in results})
+        outcomes = {each.server_name: each.outcome for each in results}
+        try:
+            keep_last(directory, order.servers, outcomes)
+        except StateError as error:  # no reason to lose what the scripts have done
+            click.echo(
+                f"cronium-worker: the call cannot be kept for --retry-failed: {error}", err=True
+            )
 
-    keep(())
+    keep_last(directory, order.servers, {})
     with tempfile.TemporaryDirectory(prefix="cronium-exec-") as spools:
         async with open_remote(loaded.ssh, database) as remote:
             call = Call(

@@ -1,6 +1,5 @@
 """`cronium-worker hosts`: the host keys that a worker has pinned."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from worker.cli.configured import state_dir
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.printing import print_json, print_table
-from worker.cli.running import run
+from worker.cli.running import name_account, run
 from worker.clock import now_ms, rfc3339
 from worker.errors import ConnectError, HostKeyError, StateError
 from worker.remote.address import Address, parse_address
@@ -144,8 +143,7 @@ def forget(servers: tuple[Address, ...]) -> None:
 def _new_pin(server: Address, key: GivenKey | None) -> Pin:
     if key is not None and key.line is not None:
         return Pin(server.host, server.port, key.line, now_ms())
-    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
-    os.environ.setdefault("LOGNAME", "cronium-worker")
+    name_account()
     try:
         return run(partial(_shown_pin, server, key))
     except HostKeyError as error:

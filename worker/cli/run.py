@@ -14,6 +14,7 @@ import trio
 from worker import logs, settings
 from worker.cli import configured
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, fail
+from worker.cli.running import first_of, name_account
 from worker.errors import SettingsError, StateError, StateLockedError
 from worker.file_limit import connections_within, raise_file_limit
 from worker.masking import compiled
@@ -72,8 +73,7 @@ def run() -> None:
     ends the process at once.
     """
     files = raise_file_limit()
-    # asyncssh asks for the local user's name, which a container's arbitrary uid does not have.
-    os.environ.setdefault("LOGNAME", "cronium-worker")
+    name_account()
     try:
         loaded = configured.load(os.environ)
     except SettingsError as error:
@@ -94,7 +94,7 @@ def run() -> None:
             try:
                 all_said = trio.run(partial(serve, loaded, database, name, telemetry))
             except* StateError as group:
-                raise StateError(str(_first_of(group))) from group
+                raise StateError(str(first_of(group))) from group
             finally:
                 telemetry.close()
                 writer.close()
@@ -105,11 +105,3 @@ def run() -> None:
         fail(str(error), EXIT_TRY_AGAIN)
     except StateError as error:
         fail(str(error), EXIT_CONFIGURATION)
-
-
-def _first_of(group: BaseExceptionGroup[StateError]) -> BaseException:
-    """Of nurseries within nurseries."""
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

@@ -1,5 +1,6 @@
 """Running what a command does under Trio, so that Ctrl-C ends it."""
 
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -7,6 +8,20 @@ from typing import TypeVar
 import trio
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+def name_account() -> None:
+    """For asyncssh, which asks for the local user's name: a container's arbitrary uid has none."""
+    os.environ.setdefault("LOGNAME", "cronium-worker")
+
+
+def first_of(group: BaseExceptionGroup[E]) -> BaseException:
+    """Of nurseries within nurseries."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
