@@ -14,9 +14,12 @@ from multiprocessing.connection import Connection
 from typing import IO
 
 from worker.cli import COMMANDS, main
+from worker.cli.queue import COMMANDS as QUEUE_COMMANDS
 
 _forker = multiprocessing.get_context("forkserver")
-_forker.set_forkserver_preload([*COMMANDS.values(), "asyncssh", "httpcore", "worker.service"])
+_forker.set_forkserver_preload(
+    [*COMMANDS.values(), *QUEUE_COMMANDS.values(), "asyncssh", "httpcore", "worker.service"]
+)
 
 
 class Forked:

@@ -185,6 +185,18 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
     assert "not found" in commands("cancel", "job_none", code=1).stderr
 
 
+def test_a_job_is_submitted_without_what_serves_or_connects() -> None:
+    # It is what scripts of others call, and those libraries take most of half a second.
+    code = (
+        "import sys; from worker.cli.queue import queue; queue.get_command(None, 'submit');"
+        "print({'hypercorn', 'starlette', 'asyncssh', 'httpx'} & set(sys.modules))"
+    )
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+    assert loaded.stdout == b"set()\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

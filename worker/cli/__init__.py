@@ -1,18 +1,16 @@
 """The command `cronium-worker`: one module per subcommand, imported when it is called."""
 
 import errno
-import gc
-import importlib
 import io
 import os
 import sys
-from types import ModuleType
 from typing import Any
 
 import click
 
 from worker import __version__
 from worker.cli.exits import EXIT_INTERRUPTED
+from worker.cli.lazy import LazyGroup
 
 # Name of the command: module that has a click command of the same name.
 COMMANDS = {
@@ -38,8 +36,8 @@ COMMANDS = {
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-class LazyGroup(click.Group):
-    """Imports a command's module when it is needed: `--version` and probes must be quick."""
+class Main(LazyGroup):
+    """What holds for every command: streams that are closed or full, and Ctrl-C."""
 
     def main(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401  click's signature
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -70,29 +68,8 @@ class LazyGroup(click.Group):
         click.echo("Aborted!", err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
-        if cmd_name not in COMMANDS:
-            return None
-        command = getattr(_imported(COMMANDS[cmd_name]), cmd_name)
-        if not isinstance(command, click.Command):
-            raise TypeError(cmd_name)
-        return command
-
-
-def _imported(module: str) -> ModuleType:
-    """With all that it imports, none of which is garbage, then or later."""
-    gc.disable()
-    try:
-        return importlib.import_module(module)
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cronium-worker")
 def main() -> None:
     """Run Cronium's jobs on servers over SSH.

@@ -2,13 +2,20 @@
 
 import click
 
-from worker.cli.queue.add_server import add_server
-from worker.cli.queue.jobs import cancel, jobs, show, submit
-from worker.cli.queue.scripts import add_event
-from worker.cli.queue.serve import serve_command
+from worker.cli.lazy import LazyGroup
+
+COMMANDS = {
+    "serve": "worker.cli.queue.serve",
+    "add-server": "worker.cli.queue.add_server",
+    "add-event": "worker.cli.queue.scripts",
+    "submit": "worker.cli.queue.jobs",
+    "jobs": "worker.cli.queue.jobs",
+    "show": "worker.cli.queue.jobs",
+    "cancel": "worker.cli.queue.jobs",
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, modules=COMMANDS)
 def queue() -> None:
     """An embedded queue: the Cronium app's queue API over one SQLite file.
 
@@ -18,7 +25,3 @@ def queue() -> None:
       cronium-worker queue add-server web-1 --host 10.0.0.5 --user deploy --key-file ~/.ssh/id
       cronium-worker queue submit --script hello.sh --server web-1 --wait
     """
-
-
-for command in (serve_command, add_server, add_event, submit, jobs, show, cancel):
-    queue.add_command(command)

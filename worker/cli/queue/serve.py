@@ -10,7 +10,8 @@ import trio
 from worker.cli.parameters import FILE, Duration
 from worker.cli.queue.opened import database_option, errors_shown
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
-from worker.queue_server.serve import ServeSettings, Tls, is_loopback, serve
+from worker.queue_server.serve import ServeSettings, Tls, is_loopback
+from worker.queue_server.serve import serve as serve_queue
 from worker.values import is_header_text
 
 
@@ -36,7 +37,7 @@ from worker.values import is_header_text
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="The certificate's key, PEM.")
 @click.option("--insecure", is_flag=True, help="Let other machines connect without TLS.")
-def serve_command(
+def serve(
     database: Path,
     host: str,
     port: int,
@@ -89,7 +90,7 @@ def serve_command(
 
 async def _serve_until_signalled(settings: ServeSettings) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        await serve(settings, signals.__anext__, _print_ready)
+        await serve_queue(settings, signals.__anext__, _print_ready)
 
 
 def _print_ready(address: str) -> None:
