@@ -100,6 +100,30 @@ def test_an_event_is_submitted_as_it_was_added(commands: Commands) -> None:
     assert [server["name"] for server in job["metadata"]["servers"]] == ["web-2", "web-1"]
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--env", "1A=x"], "'--env': '1A' is not a variable name"),
+        (["--env", "A B=1"], "'--env': 'A B' is not a variable name"),
+        (["--env", "UID=1"], "'--env': UID is read-only in a shell"),
+        (["--env", "A=\0"], "'--env': the value of A holds a NUL"),
+        (["--env", "A=\udcff"], "'--env': the value of A is not UTF-8"),
+        (["--workdir", "a\nb"], "'--workdir': 'a\\nb' holds a NUL or a line break"),
+        (["--workdir", "\udcff"], "'--workdir': '\\udcff' is not UTF-8"),
+    ],
+)
+def test_what_a_worker_would_refuse_is_not_queued(
+    option: list[str], said: str, commands: Commands
+) -> None:
+    commands.add_server("web-1")
+    what = ("--script", commands.file("s.sh", "true"), "--server", "web-1", *option)
+
+    assert said in commands("submit", *what, code=2).stderr
+    assert said in commands("add-event", "e", *what, code=2).stderr
+
+    assert json.loads(commands("jobs", "--json").stdout) == []
+
+
 def test_a_server_and_an_event_of_the_same_name_are_replaced(commands: Commands) -> None:
     commands.add_server("web-1")
     script = commands.file("hello.sh", "echo hello")

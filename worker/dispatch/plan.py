@@ -13,7 +13,7 @@ from worker.api.wire import UNDECODABLE, JobBody, ScriptBody, ServerBody
 from worker.errors import JobError, SealedValueError
 from worker.remote.address import is_host
 from worker.remote.given_keys import parse_given_keys
-from worker.remote.payload import Interpreter, check_environment
+from worker.remote.payload import Interpreter, directory_fault, variable_fault
 from worker.remote.target import Credential, Target
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
@@ -170,8 +170,8 @@ def _interpreter(script: ScriptBody) -> Interpreter:
 
 
 def _directory(directory: str) -> str:
-    if "\0" in directory or "\n" in directory:
-        raise JobError("execution.script.workingDirectory: holds a NUL or a line break")
+    if fault := directory_fault(directory):
+        raise JobError(f"execution.script.workingDirectory: {fault}")
     return directory
 
 
@@ -181,10 +181,9 @@ def _environment(job: JobBody, sealing_key: SealingKey | None) -> dict[str, str]
         environment = {
             name: _opened(name, value, sealing_key) for name, value in environment.items()
         }
-    try:
-        check_environment(environment)
-    except ValueError as error:
-        raise JobError(f"execution.environment: {error}") from None
+    for name, value in environment.items():
+        if fault := variable_fault(name, value):
+            raise JobError(f"execution.environment: {fault}")
     return environment
 
 

@@ -86,18 +86,23 @@ class RunMessage:
         return self.head + self.rest
 
 
-def check_environment(environment: Mapping[str, str]) -> None:
-    """Raises ValueError, naming the entry, if a POSIX shell could not export `environment`."""
-    for name, value in environment.items():
-        if not _variable_name.match(name):
-            raise ValueError(
-                f"{name!r} is not a variable name; "
-                "expected letters, digits and _, not beginning with a digit"
-            )
-        if name in READ_ONLY_NAMES:
-            raise ValueError(f"{name} is read-only in a shell")
-        if "\0" in value:
-            raise ValueError(f"the value of {name} holds a NUL")
+def variable_fault(name: str, value: str) -> str | None:
+    """Why a POSIX shell could not export it."""
+    if not _variable_name.match(name):
+        return (
+            f"{name!r} is not a variable name; "
+            "expected letters, digits and _, not beginning with a digit"
+        )
+    if name in READ_ONLY_NAMES:
+        return f"{name} is read-only in a shell"
+    if "\0" in value:
+        return f"the value of {name} holds a NUL"
+    return None
+
+
+def directory_fault(directory: str) -> str | None:
+    """Why a shell's line could not have it."""
+    return "holds a NUL or a line break" if "\0" in directory or "\n" in directory else None
 
 
 def export_lines(environment: Mapping[str, str]) -> bytes:

@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 import click
 import msgspec
 
-from worker.cli.parameters import FILE, Assignment, Duration, text_of, type_of
+from worker.cli.parameters import FILE, Assignment, Directory, Duration, text_of, type_of
 from worker.cli.queue.opened import database_option, opened
 from worker.clock import now_ms
 from worker.queue_server.model import Script, ScriptType
@@ -41,7 +41,7 @@ def script_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--env",
                 "environment",
-                type=Assignment(),
+                type=Assignment(only_unicode=True),
                 multiple=True,
                 help="A variable of the script's environment; repeatable.",
             ),
@@ -49,7 +49,9 @@ def script_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--timeout", type=Duration(), default="1h", show_default=True, help="Its limit."
             ),
             click.option("--input", "script_input", default="{}", help="Its input, as JSON."),
-            click.option("--workdir", default="", help="The directory to run it in."),
+            click.option(
+                "--workdir", type=Directory(), default="", help="The directory to run it in."
+            ),
         )
     ):
         command = option(command)
