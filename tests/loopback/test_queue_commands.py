@@ -206,7 +206,13 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
 
     assert json.loads(commands("jobs", "--json").stdout)[0]["status"] == "cancelled"
     assert "is over already" in commands("cancel", _finished_job(commands), code=1).stderr
-    assert "not found" in commands("cancel", "job_none", code=1).stderr
+
+
+@pytest.mark.parametrize("command", ["show", "cancel"])
+def test_a_job_that_is_not_there_is_named(command: str, commands: Commands) -> None:
+    commands.add_server("web-1")
+
+    assert commands(command, "job_none", code=1).stderr == "Error: there is no job 'job_none'\n"
 
 
 def test_a_job_is_submitted_without_what_serves_or_connects() -> None:

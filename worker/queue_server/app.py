@@ -381,7 +381,7 @@ def _error_answer(request: Request, error: Exception) -> Response:
         case RefusedError():
             return _error(error.status, str(error))
         case UnknownNameError():
-            return _error(404, str(error))
+            return _error(404, error.answer)
         case NotClaimedError():
             return _error(403, str(error))
         case _:

@@ -20,14 +20,21 @@ EXECUTION = f"SELECT {', '.join(_EXECUTION_FIELDS)} FROM executions"  # noqa: S6
 
 
 class UnknownNameError(WorkerError):
-    """There is no such server, event, job, execution or variable."""
+    """There is no such server, event, job, execution or variable.
+
+    `answer` is how the app says so, without the name.
+    """
+
+    def __init__(self, what: str, name: object) -> None:
+        super().__init__(f"there is no {what} {name!r}")
+        self.answer = f"{what.capitalize()} not found"
 
 
 def load_job(tx: Connection, job_id: str) -> Job:
     """Raises UnknownNameError."""
     row = tx.execute(f"{JOB} WHERE jobs.id = ?", (job_id,)).fetchone()
     if row is None:
-        raise UnknownNameError("Job not found")
+        raise UnknownNameError("job", job_id)
     return job_of(row)
 
 
@@ -45,7 +52,7 @@ def load_execution(tx: Connection, execution_id: str, *, job_id: str | None = No
         f"{EXECUTION} WHERE id = ?1 AND job_id = coalesce(?2, job_id)", (execution_id, job_id)
     ).fetchone()
     if row is None:
-        raise UnknownNameError("Execution not found")
+        raise UnknownNameError("execution", execution_id)
     return execution_of(row)
 
 

@@ -176,7 +176,7 @@ def _error_answer(request: Request, error: Exception) -> Response:
         case NotGrantedError():
             return _error(403, str(error))
         case UnknownNameError():
-            return _error(404, str(error))
+            return _error(404, error.answer)
         case RefusedError():
             return _error(error.status, str(error))
         case HTTPException():

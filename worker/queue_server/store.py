@@ -154,7 +154,7 @@ class Store:
         with self._database.transaction() as tx:
             row = tx.execute(f"{_SERVER} WHERE id = ?", (server_id,)).fetchone()
         if row is None:
-            raise UnknownNameError("Server not found")
+            raise UnknownNameError("server", server_id)
         return self._open_server(row)
 
     def put_event(self, name: str, script: Script, servers: Sequence[str], now: int) -> int:
@@ -220,7 +220,7 @@ class Store:
         for position, name in enumerate(dict.fromkeys(servers)):
             found = tx.execute("SELECT id FROM servers WHERE name = ?", (name,)).fetchone()
             if found is None:
-                raise UnknownNameError(f"there is no server {name!r}")
+                raise UnknownNameError("server", name)
             tx.execute("INSERT INTO event_servers VALUES (?, ?, ?)", (event_id, found[0], position))
 
     # Jobs, from the outside
@@ -243,7 +243,7 @@ class Store:
                 "SELECT id FROM events WHERE name = ? AND NOT on_the_spot", (event,)
             ).fetchone()
             if found is None:
-                raise UnknownNameError(f"there is no event {event!r}")
+                raise UnknownNameError("event", event)
             return self._insert_job(
                 tx, found[0], now, priority, scheduled_for or now, environment or {}
             )

@@ -11,7 +11,7 @@ def read(tx: Connection, user_id: str, key: str) -> tuple[str, int]:
         "SELECT value, updated_at FROM variables WHERE user_id = ? AND key = ?", (user_id, key)
     ).fetchone()
     if row is None:
-        raise UnknownNameError("Variable not found")
+        raise UnknownNameError("variable", key)
     return str(row[0]), int(row[1])
 
 
