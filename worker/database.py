@@ -1,11 +1,12 @@
 """One SQLite file: opening it, its migrations, transactions off the event loop."""
 
 import errno
+import fcntl
 import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TypeVar
@@ -30,8 +31,9 @@ STUCK_SECONDS = 1.0
 class Database:
     """Made where there is none, for this account alone.
 
-    Raises OSError or sqlite3.Error if the file cannot be opened, StateError if it is of a newer
-    version than `migrations` know, or of an older one and is not to be migrated."""
+    Raises OSError or sqlite3.Error if the file cannot be opened, StateError if it is not of this
+    program, of a newer version than `migrations` know, or of an older one and is not to be
+    migrated."""
 
     def __init__(
         self,
@@ -41,10 +43,6 @@ class Database:
         migrate: bool = True,
         inline: bool = False,
     ) -> None:
-        if isinstance(path, Path):
-            # SQLite gives its -wal and -shm files the mode of the database.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._inline = inline
         # Whether something waits for room.
         self.is_stuck = False
@@ -52,18 +50,26 @@ class Database:
         # Within a transaction that a caller has opened, and within one around several callers'.
         self._is_open = self._is_shared = False
         self._thread = SerialThread(self._do)
-        try:
-            # Readers never wait for the writer.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            # An outbox that can lose a commit in a power cut is no outbox.
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            # Commands such as `queue submit` write to the file beside the server.
-            self._connection.execute("PRAGMA busy_timeout = 10000")
-            self._migrate(migrations, is_allowed=migrate)
-        except BaseException:
-            self._connection.close()
-            raise
+        with _opening_alone(path):
+            if isinstance(path, Path):
+                # SQLite gives its -wal and -shm files the mode of the database.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                self._set_up(migrations, migrate=migrate)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _set_up(self, migrations: Traversable, *, migrate: bool) -> None:
+        # An outbox that can lose a commit in a power cut is no outbox.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        # Commands such as `queue submit` write to the file beside the server.
+        self._connection.execute("PRAGMA busy_timeout = 10000")
+        self._migrate(migrations, is_allowed=migrate)
+        # Readers never wait for the writer. It stays in the file: not in one that is not ours.
+        self._connection.execute("PRAGMA journal_mode = WAL")
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` off the event loop, one at a time; it is never cut short, and may be done
@@ -199,6 +205,8 @@ class Database:
         }
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         newest = max(numbered)
+        if version == 0 and self._connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StateError("it is the database of another program")
         if version > newest:
             raise StateError(
                 f"the database is of version {version}, this program knows {newest}: "
@@ -215,3 +223,17 @@ class Database:
                     f"BEGIN IMMEDIATE; {numbered[number].read_text()}\n"
                     f"PRAGMA user_version = {number}; COMMIT;"
                 )
+
+
+@contextmanager
+def _opening_alone(path: Path | str) -> Iterator[None]:
+    """While nobody else opens a database in that directory: of two that make its tables at once
+    one would fail."""
+    with ExitStack() as opened:
+        if isinstance(path, Path):
+            # The directory, as to close the file itself would end SQLite's own locks on it.
+            with suppress(OSError):  # may not be read, or is on a disk without locks
+                folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield

@@ -1,10 +1,12 @@
 """What waits for the database together is committed together, and fails alone."""
 
+import multiprocessing
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -253,3 +255,26 @@ async def test_after_its_end_nothing_is_waited_for(kept: Kept) -> None:
         kept.database.close()
         with pytest.raises(trio.ClosedResourceError):
             await kept.database.run(kept.names)
+
+
+def open_databases(folder: Path, start: Barrier) -> None:
+    start.wait(SECONDS)
+    for number in range(20):
+        Database(folder / f"{number}.db", folder).close()
+
+
+def test_those_that_make_a_database_at_once_all_have_it(tmp_path: Path) -> None:
+    (tmp_path / "0001_first.sql").write_text(SCHEMA)
+    spawning = multiprocessing.get_context("spawn")
+    start = spawning.Barrier(3)
+    processes = [
+        spawning.Process(target=open_databases, args=(tmp_path, start))
+        for _ in range(start.parties)
+    ]
+
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0, 0, 0]
