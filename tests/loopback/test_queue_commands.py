@@ -2,11 +2,12 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -352,10 +353,44 @@ def test_a_home_is_expanded_that_the_shell_left(
     assert json.loads(commands("jobs", "--db", "~/queue.db", "--json").stdout) == []
 
 
-def test_a_file_that_is_no_database_is_named(commands: Commands) -> None:
-    commands.database.write_bytes(4000 * b"none")
+@pytest.mark.parametrize("command", [("jobs",), ("serve", "--port", "0"), ("show", "job_1")])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("text", "file is not a database"),
+        ("other", "it is the database of another program"),
+        ("newer", "the database is of version 99, this program knows"),
+    ],
+)
+def test_a_file_that_is_no_queue_is_named_and_left_alone(
+    what: str, said: str, command: tuple[str, ...], commands: Commands
+) -> None:
+    if what == "text":
+        commands.database.write_bytes(4000 * b"none")
+    else:
+        with closing(sqlite3.connect(commands.database)) as database:
+            database.execute("CREATE TABLE places (id)")
+            database.execute(f"PRAGMA user_version = {99 if what == 'newer' else 0}")
 
-    assert "file is not a database" in commands("jobs", code=2).stderr
+    before = commands.database.read_bytes()
+
+    assert f"{commands.database}: {said}" in commands(*command, code=2).stderr
+
+    assert list(commands.folder.iterdir()) == [commands.database]
+    assert commands.database.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("jobs",), ("serve", "--port", "0")])
+def test_a_path_that_cannot_be_a_file_is_named(
+    command: tuple[str, ...], commands: Commands
+) -> None:
+    file = commands.file("file", "")
+
+    below = commands(*command, "--db", f"{file}/queue.db", code=2).stderr
+    directory = commands(*command, "--db", str(commands.folder), code=2).stderr
+
+    assert f"'--db': '{file}' is no directory" in below
+    assert f"'--db': File '{commands.folder}' is a directory" in directory
 
 
 @pytest.mark.parametrize(

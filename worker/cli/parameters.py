@@ -35,7 +35,12 @@ class Place(click.Path):
     ) -> Any:  # noqa: ANN401  click's signature
         if not str(value).strip() or "\0" in str(value):
             self.fail(f"{value!r} is no path", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111  Path's raises without a home
+        path = Path(os.path.expanduser(value))  # noqa: PTH111  its own raises without a home
+        super().convert(path, param, ctx)
+        found = next(above for above in path.absolute().parents if os.path.lexists(above))
+        if not os.path.isdir(found):  # noqa: PTH112  Path's raises where it may not look
+            self.fail(f"'{found}' is no directory", param, ctx)
+        return path
 
 
 def text_of(file: Path) -> str:

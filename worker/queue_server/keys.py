@@ -8,14 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import values
-from worker.errors import SealedValueError, SettingsError
+from worker.errors import SealedValueError, SettingsError, StateError
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
 from worker.settings import API_TOKEN, ENCRYPTION_KEY, given_secret
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
-    """The text of `path`, made once, 0600; two processes that come together get the same."""
+    """The text of `path`, made once, 0600; two processes that come together get the same.
+
+    Raises StateError if it cannot be made.
+    """
+    try:
+        _make_once(path, make)
+    except OSError as error:
+        raise StateError(f"{path} cannot be made: {error.strerror}") from error
+    return Secret(_text(path).strip())
+
+
+def _make_once(path: Path, make: Callable[[], str]) -> None:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mine = path.with_name(f"{path.name}.{os.getpid()}")
@@ -27,7 +38,6 @@ def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
                 path.hardlink_to(mine)
         finally:
             mine.unlink()
-    return Secret(_text(path).strip())
 
 
 @dataclass(frozen=True, slots=True)

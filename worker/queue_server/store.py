@@ -57,6 +57,22 @@ _SERVER = (
 )
 
 
+def check_file(path: Path) -> None:
+    """Raises StateError, or OSError, if what there is at `path` cannot be a queue's file.
+
+    Makes nothing where there is none; secrets made beside it would be of no use to anybody.
+    """
+    if path.exists():
+        _open_database(path).close()
+
+
+def _open_database(path: Path) -> Database:
+    try:
+        return Database(path, resources.files("worker.queue_server") / "migrations")
+    except (sqlite3.Error, StateError) as error:
+        raise StateError(f"{path}: {error}") from error
+
+
 class NotClaimedError(WorkerError):
     """The job is not claimed by this worker, or not any more."""
 
@@ -84,10 +100,7 @@ class Store:
     @classmethod
     def open(cls, path: Path, keyring: Keyring, *, lease_seconds: float = LEASE_SECONDS) -> Self:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            database = Database(path, resources.files("worker.queue_server") / "migrations")
-        except sqlite3.Error as error:
-            raise StateError(f"{path}: {error}") from error
+        database = _open_database(path)
         try:
             return cls(database, path, keyring, lease_seconds=lease_seconds)
         except BaseException:

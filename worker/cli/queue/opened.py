@@ -11,7 +11,7 @@ from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.parameters import Place
 from worker.errors import SettingsError, StateError, WorkerError
 from worker.queue_server.keys import open_keyring
-from worker.queue_server.store import Store
+from worker.queue_server.store import Store, check_file
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 
@@ -36,6 +36,7 @@ def opened(database: Path, *, is_new: bool = False) -> Iterator[Store]:
             raise StateError(
                 f"{database}: there is no queue; `queue serve` and `queue add-server` make one"
             )
+        check_file(database)
         store = Store.open(database, open_keyring(database, os.environ))
         try:
             yield store
@@ -51,5 +52,8 @@ def errors_shown() -> Iterator[None]:
         yield
     except (SettingsError, StateError) as error:
         fail(str(error), EXIT_CONFIGURATION)
-    except (WorkerError, OSError) as error:
+    except WorkerError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise click.ClickException(f"{where}{error.strerror or error}") from error

@@ -12,6 +12,7 @@ from worker.cli.queue.opened import database_option, errors_shown
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback
 from worker.queue_server.serve import serve as serve_queue
+from worker.queue_server.store import check_file
 from worker.values import is_header_text
 
 
@@ -71,6 +72,8 @@ def serve(
             "give --tls-cert and --tls-key, or --insecure if the network is trusted"
         )
     with errors_shown():
+        check_file(database)
+        secret = jwt_secret(os.environ, jwt_secret_file)
         keyring = open_keyring(database, os.environ)
         token, kept_in = api_token(database, os.environ, token_file)
         if not is_header_text(token.reveal()):
@@ -78,7 +81,6 @@ def serve(
             raise click.UsageError(f"{where}: expected a token of visible ASCII characters")
         if kept_in is not None:
             click.echo(f"the token is in {kept_in}", err=True)
-        secret = jwt_secret(os.environ, jwt_secret_file)
         if secret is None:
             click.echo(
                 "no runtime API: neither --jwt-secret-file nor CRONIUM_JWT_SECRET is given",
