@@ -459,6 +459,49 @@ async def test_bodies_that_the_app_would_refuse_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("PUT", "/executions/exec_1/update", {"exitCode": 2**63}, "exitCode"),
+        ("PUT", "/executions/exec_1/update", {"setupDuration": -(2**63) - 1}, "setupDuration"),
+        ("POST", "/executions/exec_2/create", {"jobId": "j", "serverId": 10**40}, "serverId"),
+        (
+            "POST",
+            "/jobs/{job}/executions",
+            {"executions": [{"id": "exec_2", "create": {"serverId": 2**63}}]},
+            "executions[0].create.serverId",
+        ),
+        ("POST", "/jobs/{job}/complete", {"exitCode": 2**63}, "exitCode"),
+    ],
+)
+async def test_a_number_that_is_too_large_is_named_and_not_taken(
+    method: str, path: str, body: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    with trio.fail_after(5):
+        async with running_queue(tmp_path) as queue, queue.client() as client:
+            job_id = queue.submit()
+            await claim(client)
+            await client.post("/executions/exec_1/create", json={"jobId": job_id, "serverId": 1})
+            before = queue.store.report(job_id)
+
+            answer = await client.request(method, path.format(job=job_id), json=body)
+
+            # The status is the app's (s15).
+            assert answer.status_code == 500
+            assert answer.json()["details"].endswith(f"at `$.{field}`")
+            assert queue.store.report(job_id) == before
+
+
+async def test_a_wait_of_more_digits_than_any_number_has_is_capped(tmp_path: Path) -> None:
+    with trio.fail_after(5):
+        async with running_queue(tmp_path) as queue, queue.client() as client:
+            queue.submit()
+
+            answer = await client.get("/jobs/queue", headers={"Prefer": f"wait={'9' * 5000}"})
+
+            assert answer.headers["Preference-Applied"] == "wait=60"
+
+
+@pytest.mark.parametrize(
     ("environ", "opened"), [({}, False), ({"CRONIUM_ENCRYPTION_KEY": KEY}, True)]
 )
 async def test_credentials_are_claimed_in_the_open_and_environments_as_the_worker_can_read_them(

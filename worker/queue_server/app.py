@@ -35,8 +35,10 @@ MAX_BODY_BYTES = 50 * MIB  # the app's own limit
 MAX_WORKER_ID_CHARACTERS = 255
 MAX_WAIT_SECONDS = 60
 DEFAULT_BATCH_SIZE = 10
+# What the app answers to all it did not foresee, with a 500: broken JSON, an id that is there.
+UNFORESEEN = "Internal server error"
 
-_prefer_wait = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)", re.IGNORECASE)
+_prefer_wait = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
 def queue_app(store: Store, arrivals: Arrivals, token: Secret) -> ASGIApp:
@@ -266,7 +268,7 @@ class _Routes:
         """Host, port, user and key; the app never gives a password here."""
         _worker_id(request)
         if not re.fullmatch(r"\d{1,18}", request.path_params["id"], re.ASCII):
-            raise RefusedError(500, "Internal server error")
+            raise RefusedError(500, UNFORESEEN)
         read = partial(self._store.server, int(request.path_params["id"]))
         server = await self._store.database.run(read)
         credentials = {"host": server.host, "port": server.port, "username": server.username}
@@ -306,7 +308,7 @@ class _Routes:
 def _worker_id(request: Request) -> str:
     worker_id = _named(request.headers.get("X-Orchestrator-ID", ""))
     if len(worker_id) > MAX_WORKER_ID_CHARACTERS:
-        raise RefusedError(500, "Internal server error")
+        raise RefusedError(500, UNFORESEEN)
     return worker_id
 
 
@@ -346,7 +348,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     raw = await read_body(request, max_bytes=MAX_BODY_BYTES)
     # PostgreSQL cannot keep a NUL; that the app answers 500 is what its clients must avoid.
     if holds_nul(raw):
-        raise RefusedError(500, "Internal server error")
+        raise RefusedError(500, UNFORESEEN)
     return msgspec.json.decode(raw, type=kind)
 
 
@@ -384,6 +386,7 @@ def _error_answer(request: Request, error: Exception) -> Response:
             return _error(404, error.answer)
         case NotClaimedError():
             return _error(403, str(error))
+        case msgspec.DecodeError():
+            return json_answer({"error": UNFORESEEN, "details": str(error)}, status=500)
         case _:
-            # What the app answers to all it did not foresee: broken JSON, an id that is there.
-            return _error(500, "Internal server error")
+            return _error(500, UNFORESEEN)

@@ -6,16 +6,18 @@ is UNSET where the app tells that from null.
 """
 
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from worker.queue_server.model import JobEnd, JobStatus
 
 Time: TypeAlias = datetime | UnsetType | None
+# What SQLite has room for.
+Number: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 # SQLite makes a number of "3", as PostgreSQL does, and refuses "x".
-Whole: TypeAlias = int | str | UnsetType | None
+Whole: TypeAlias = Number | str | UnsetType | None
 
 
 class Body(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -35,13 +37,13 @@ class Heartbeat(Body, frozen=True):
 
 
 class StatusDetails(Body, frozen=True):
-    exit_code: int | None = None
+    exit_code: Number | None = None
     message: str | None = None
 
 
 class CreateExecution(Body, frozen=True):
     job_id: str = ""
-    server_id: int | str | None = None
+    server_id: Number | str | None = None
     server_name: Any = None
     metadata: Any = UNSET
 
@@ -88,7 +90,7 @@ class Status(Executions, frozen=True):
 
 class Complete(Executions, frozen=True):
     status: str | None = None
-    exit_code: int | None = None
+    exit_code: Number | None = None
     output: Any = None
     metrics: Any = UNSET
     script_output: Any = UNSET
@@ -118,7 +120,7 @@ class Complete(Executions, frozen=True):
 
 class Fail(Executions, frozen=True):
     error: str = ""
-    exit_code: int | None = None
+    exit_code: Number | None = None
 
     def to_end(self) -> JobEnd:
         code = 1 if self.exit_code is None else self.exit_code
