@@ -335,9 +335,11 @@ class Relay:
                     let_go()
                 go = await self._record(job_id, told)
                 for queued, verdict in told:
-                    if isinstance(verdict, Later):
+                    # What follows one that had to wait may have to wait longer, and was not
+                    # looked for behind it.
+                    if isinstance(verdict, Later) or queued.attempts:
                         self._is_behind = True
-                    else:
+                    if not isinstance(verdict, Later):
                         self._settle(queued.entry, verdict)
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Lost, Rig, refused, relay_rig
 from worker.relay import GATHER_MS
 from worker.state.outbox import GO_ENTRIES, Entry, Kind
+from worker.verdicts import FIRST_PAUSE_SECONDS
 
 TOKEN = "cl41m"  # noqa: S105  opens nothing
 
@@ -190,6 +191,24 @@ async def test_what_may_have_been_heard_is_told_one_by_one_and_the_end_once(
     assert rig.queue.rows == {"e1": ["queued", "COMPLETED", *told_again]}
     assert rig.queue.completions == [("job_1", "completed")]
     assert rig.parked() == []
+
+
+async def test_an_end_that_is_due_after_its_row_is_told_when_it_is_due(
+    autojump_clock: MockClock, nursery: trio.Nursery, rig: Rig
+) -> None:
+    """Each is put off for a time of its own."""
+    rig.queue.rows["e1"] = ["queued"]
+    nursery.start_soon(rig.relay.run)
+
+    for _ in range(20):
+        rig.queue.fault("complete", "job_1", BUSY)
+        began = trio.current_time()
+        await rig.relay.put(update("e1"), last())
+        await said_all(rig)
+        assert trio.current_time() - began < 2 * FIRST_PAUSE_SECONDS
+        rig.queue.statuses["job_1"] = "running"
+
+    assert len(rig.queue.completions) == 20
 
 
 async def test_a_job_is_read_before_it_is_given_back(
