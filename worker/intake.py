@@ -172,7 +172,7 @@ class Intake:
     def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:
         """Whether that job can be dealt with; nothing is awaited, so no job is left half taken."""
         if isinstance(job, BadJob):
-            return False
+            return self._is_duplicate(job)
         if job.id in self._held or not self._is_new(job):
             log.info("duplicate_dropped", job_id=job.id)
         elif job.type == CONTAINER:
@@ -182,6 +182,13 @@ class Intake:
             self._busy += 1
             jobs.start_soon(self._jobs.run, job)
         return True
+
+    def _is_duplicate(self, job: BadJob) -> bool:
+        # A job in flight was understood when it was claimed, and must not be failed now.
+        is_duplicate = job.id is not None and self._jobs.has(job.id)
+        if is_duplicate:
+            log.warning("duplicate_dropped", job_id=job.id, error=job.fault)
+        return is_duplicate
 
     def _is_new(self, job: JobBody) -> bool:
         return job.type == CONTAINER or self._jobs.admit(

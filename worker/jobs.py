@@ -89,12 +89,16 @@ class Jobs:
 
         `free_slot` is called once, when an admitted job's result is in the outbox.
         """
-        flight = self._flights.get(job_id)
-        if flight is not None and not flight.is_over:
-            flight.claim = claim
+        if self.has(job_id):
+            self._flights[job_id].claim = claim
             return False
         self._flights[job_id] = Flight(job_id, free_slot, claim=claim)
         return True
+
+    def has(self, job_id: str) -> bool:
+        """Whether the job is in flight, and the API has not heard its end yet."""
+        flight = self._flights.get(job_id)
+        return flight is not None and not flight.is_over
 
     def _claim_of(self, job_id: str) -> str | None:
         flight = self._flights.get(job_id)

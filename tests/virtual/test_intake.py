@@ -40,11 +40,14 @@ class FakeJobs:
         self, job_id: str, free_slot: Callable[[], None], *, claim: str | None = None
     ) -> bool:
         assert claim is None
-        if job_id in self._free_slots:
+        if self.has(job_id):
             return False
         self._free_slots[job_id] = free_slot
         self.most_at_once = max(self.most_at_once, len(self._free_slots))
         return True
+
+    def has(self, job_id: str) -> bool:
+        return job_id in self._free_slots
 
     async def run(self, job: JobBody) -> None:
         self.started.append(job.id)
@@ -180,6 +183,20 @@ async def test_a_malformed_job_is_refused_and_its_neighbours_run(
 
     assert sorted(jobs.started) == ["a", "z"]
     assert jobs.refused == [("bad", fault)]
+
+
+async def test_a_job_that_runs_is_not_refused_over_a_malformed_duplicate(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    jobs = FakeJobs()
+    rig.queue.offer(a_job("a"), BadJob("a", "job: Expected `int` - at `$.attempts`"))
+    rig.queue.offer(BadJob("a", "job: Expected `int` - at `$.attempts`"))
+
+    async with claiming(rig, jobs, slots=5):
+        await trio.sleep(1)
+
+    assert jobs.started == ["a"]
+    assert jobs.refused == []
 
 
 async def test_a_container_job_is_held_30_s_and_then_released(
