@@ -10,7 +10,7 @@ import trio
 from worker.api.client import QueueClient
 from worker.api.wire import BadJob, JobBody
 from worker.clock import now_ms
-from worker.errors import ProtocolError, QueueError
+from worker.errors import ProtocolError, QueueError, QueueRefusedError, QueueUnavailableError
 from worker.jobs import Jobs
 from worker.relay import Relay
 from worker.report import release_entry
@@ -57,7 +57,8 @@ class Intake:
         self._busy = 0
         self._slot_freed = trio.Event()
         self._held: set[str] = set()
-        self._answers = True
+        # The kinds of failure that this outage has shown; none while the API answers.
+        self._failed_with: set[int | type[Exception] | None] = set()
         # Whether the API has answered, and does; and since when that is so, in Unix milliseconds.
         self.is_answered = False
         self.answered_since = now_ms()
@@ -129,8 +130,8 @@ class Intake:
                 continue
             self._telemetry.polled(trio.current_time() - began, len(claim.jobs))
             self._note_answered(is_answered=True)
-            if not self._answers:
-                self._answers = True
+            if self._failed_with:
+                self._failed_with.clear()
                 log.info("queue_answers_again")
             failures = 0
             refused = [job for job in claim.jobs if not self._take(job, jobs, holding)]
@@ -223,12 +224,21 @@ class Intake:
 
     def _note_failure(self, error: Exception) -> None:
         self._note_answered(is_answered=False)
-        # Once at its beginning: an outage of a night is not a log of a night.
-        if self._answers:
-            self._answers = False
+        # Once of each kind: an outage of a night is not a log of a night, and an API that comes
+        # back may refuse the token.
+        kind = _kind_of(error)
+        if kind not in self._failed_with:
+            self._failed_with.add(kind)
             log.warning("queue_unavailable", error=str(error))
         else:
             log.debug("queue_unavailable", error=str(error))
+
+
+def _kind_of(error: Exception) -> int | type[Exception] | None:
+    """The status of the API's answer, None if there was none, or what was wrong with it."""
+    if isinstance(error, QueueUnavailableError | QueueRefusedError):
+        return error.status
+    return type(error)
 
 
 def _nothing() -> None:

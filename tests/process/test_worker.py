@@ -375,6 +375,18 @@ def test_an_api_that_is_not_there_yet_is_waited_for(site: Site, sshd: Sshd) -> N
     assert worker.events("queue_answers_again")
 
 
+def test_an_api_that_refuses_the_token_once_it_is_there_is_told_of(site: Site) -> None:
+    worker = site.start_worker(API_TOKEN="an-old-token-7c1d")
+    worker.wait_for_event("queue_unavailable")
+
+    site.start_queue()
+
+    def told() -> bool:
+        return any("401" in event["error"] for event in worker.events("queue_unavailable"))
+
+    wait_for(told, "the refusal in the worker's log")
+
+
 def test_a_result_survives_an_outage_of_the_api_and_the_workers_end(
     site: Site, sshd: Sshd, tmp_path: Path
 ) -> None:
