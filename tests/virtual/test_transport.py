@@ -1,6 +1,9 @@
 """The connections to an API: as many as there are calls at once."""
 
+from collections.abc import AsyncIterator
+
 import httpx
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -123,3 +126,31 @@ async def test_one_that_was_not_used_for_long_is_closed(autojump_clock: MockCloc
         await call(http)
 
     assert sum(not line.is_closed for line in lines) == 1
+
+
+class Drip(httpx.AsyncByteStream):
+    """A body of which a byte comes every second."""
+
+    def __init__(self) -> None:
+        self._left = 1000
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep(1)
+        self._left -= 1
+        if not self._left:
+            raise StopAsyncIteration
+        return b" "
+
+
+async def test_an_answer_that_comes_byte_by_byte_is_given_up(autojump_clock: MockClock) -> None:
+    answer = httpx.Response(200, stream=Drip())
+    http = Http("http://queue", lambda: httpx.MockTransport(lambda _request: answer))
+    began = trio.current_time()
+
+    with pytest.raises(httpx.ReadTimeout):
+        await call(http)
+
+    assert trio.current_time() - began == pytest.approx(30)

@@ -112,7 +112,7 @@ class Http:
         headers: Mapping[str, str],
         seconds: float,
     ) -> httpx.Response:
-        """The whole answer; `seconds` is for each step of the way to it.
+        """The whole answer; `seconds` is for each step of the way to it, its body being one.
 
         Raises what httpx does.
         """
@@ -130,7 +130,7 @@ class Http:
         began = trio.current_time()
         status = error = None
         try:
-            response = await self._in_turn(request)
+            response = await self._in_turn(request, seconds)
             status = response.status_code
         except httpx.HTTPError as failure:
             error = type(failure).__name__
@@ -141,25 +141,29 @@ class Http:
                 self._heard(ApiCall(self._host, method, _route(path), took, status, error))
         return response
 
-    async def _in_turn(self, request: httpx.Request) -> httpx.Response:
+    async def _in_turn(self, request: httpx.Request, seconds: float) -> httpx.Response:
         has_turn = False
         with trio.move_on_after(PATIENCE_SECONDS):
             await self._turns.acquire()
             has_turn = True
         try:
             async with self._connections:
-                return await self._send(request)
+                return await self._send(request, seconds)
         finally:
             if has_turn:
                 self._turns.release()
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, seconds: float) -> httpx.Response:
         transport = self._idle.pop()[0] if self._idle else self._new_transport()
         try:
             response = await transport.handle_async_request(request)
             response.request = request
             try:
-                await response.aread()
+                # httpx limits the wait for each piece, of which there may be any number.
+                with trio.move_on_after(seconds) as limit:
+                    await response.aread()
+                if limit.cancelled_caught:
+                    raise httpx.ReadTimeout("the answer does not end", request=request)
             finally:
                 await response.aclose()  # noqa: ASYNC102  httpcore shields it
         finally:
