@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 
 SSH_PORT = 22
+# RFC 1035; to encode what is much longer takes seconds.
+MAX_NAME = 253
 
 # An IPv6 address needs brackets where a port follows it.
 _written = re.compile(r"(?:\[(?P<bracketed>[^][]+)]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?")
@@ -11,6 +13,13 @@ _ipv6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
 
 
 def is_host(text: str) -> bool:
+    if len(text) > MAX_NAME:
+        return False
+    try:
+        # As the resolver is asked: no part of a name may be empty, or longer than 63 characters.
+        text.encode("idna")
+    except UnicodeError:
+        return False
     return bool(text) and text.isprintable() and " " not in text
 
 
