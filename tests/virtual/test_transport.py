@@ -129,28 +129,38 @@ async def test_one_that_was_not_used_for_long_is_closed(autojump_clock: MockCloc
 
 
 class Drip(httpx.AsyncByteStream):
-    """A body of which a byte comes every second."""
+    """A body of which a piece comes every second."""
 
-    def __init__(self) -> None:
-        self._left = 1000
+    def __init__(self, pieces: int, size: int) -> None:
+        self._left = pieces
+        self._size = size
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        await trio.sleep(1)
-        self._left -= 1
         if not self._left:
             raise StopAsyncIteration
-        return b" "
+        await trio.sleep(1)
+        self._left -= 1
+        return b" " * self._size
 
 
 async def test_an_answer_that_comes_byte_by_byte_is_given_up(autojump_clock: MockClock) -> None:
-    answer = httpx.Response(200, stream=Drip())
+    answer = httpx.Response(200, stream=Drip(1000, 1))
     http = Http("http://queue", lambda: httpx.MockTransport(lambda _request: answer))
     began = trio.current_time()
 
     with pytest.raises(httpx.ReadTimeout):
         await call(http)
 
-    assert trio.current_time() - began == pytest.approx(30)
+    assert trio.current_time() - began == pytest.approx(30, abs=1)
+
+
+async def test_a_large_answer_over_a_slow_line_is_waited_for(autojump_clock: MockClock) -> None:
+    answer = httpx.Response(200, stream=Drip(300, 60_000))
+    http = Http("http://queue", lambda: httpx.MockTransport(lambda _request: answer))
+
+    response = await http.request("GET", "jobs", content=None, headers={}, seconds=30)
+
+    assert len(response.content) == 300 * 60_000

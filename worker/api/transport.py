@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -42,6 +42,8 @@ MOST_CONNECTIONS = 100
 # As long as httpx keeps one that nobody uses.
 IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 0.5
+# Of an answer: with ten jobs it may be large, and a line slow.
+SLOWEST_BYTES_PER_SECOND = 50_000
 
 _error = msgspec.json.Decoder(wire.ErrorBody)
 
@@ -112,7 +114,8 @@ class Http:
         headers: Mapping[str, str],
         seconds: float,
     ) -> httpx.Response:
-        """The whole answer; `seconds` is for each step of the way to it, its body being one.
+        """The whole answer; `seconds` is for each step of the way to it. Its body is one, with
+        more time for the more that has come.
 
         Raises what httpx does.
         """
@@ -159,8 +162,9 @@ class Http:
             response = await transport.handle_async_request(request)
             response.request = request
             try:
-                # httpx limits the wait for each piece, of which there may be any number.
                 with trio.move_on_after(seconds) as limit:
+                    body = cast("httpx.AsyncByteStream", response.stream)
+                    response.stream = _Growing(body, limit)
                     await response.aread()
                 if limit.cancelled_caught:
                     raise httpx.ReadTimeout("the answer does not end", request=request)
@@ -177,6 +181,25 @@ class Http:
         if len(self._idle) > CALLS_AT_ONCE or trio.current_time() - used_at > IDLE_SECONDS:
             self._idle.popleft()
             await transport.aclose()
+
+
+class _Growing(httpx.AsyncByteStream):
+    """A body whose every byte moves `limit` away.
+
+    httpx limits the wait for each piece, of which there may be any number.
+    """
+
+    def __init__(self, body: httpx.AsyncByteStream, limit: trio.CancelScope) -> None:
+        self._body = body
+        self._limit = limit
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._body:
+            self._limit.deadline += len(piece) / SLOWEST_BYTES_PER_SECOND
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 @asynccontextmanager
