@@ -96,7 +96,8 @@ class Intake:
 
     async def _claim_forever(self, jobs: trio.Nursery, holding: trio.Nursery) -> NoReturn:
         failures = idle = 0
-        has_looked, look_again_at = False, math.inf
+        # The queue may still be at a poll of the worker that was here before.
+        has_looked, look_again_at = False, trio.current_time() + GRANTED_SECONDS
         while True:
             self.due_at = trio.current_time() + ROUND_SECONDS
             # What was claimed under this id and never arrived: by a run of this worker before,

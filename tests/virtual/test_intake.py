@@ -418,3 +418,15 @@ async def test_a_job_that_is_granted_to_a_poll_that_was_given_up_goes_back(
         await trio.sleep(300)
 
     assert rig.queue.said().count(("release", "late")) == 1
+
+
+async def test_a_job_that_is_granted_to_a_poll_of_the_worker_before_goes_back(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    async with claiming(rig, FakeJobs()):
+        await trio.sleep(10)
+        rig.queue.statuses["late"] = "claimed"
+        rig.queue.orphans.append("late")
+        await trio.sleep(2 * GRANTED_SECONDS)
+
+    assert rig.queue.said().count(("release", "late")) == 1
