@@ -191,12 +191,16 @@ class _Growing(httpx.AsyncByteStream):
 
     def __init__(self, body: httpx.AsyncByteStream, limit: trio.CancelScope) -> None:
         self._body = body
+        self._pieces = aiter(body)
         self._limit = limit
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self._body:
-            self._limit.deadline += len(piece) / SLOWEST_BYTES_PER_SECOND
-            yield piece
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await anext(self._pieces)
+        self._limit.deadline += len(piece) / SLOWEST_BYTES_PER_SECOND
+        return piece
 
     async def aclose(self) -> None:
         await self._body.aclose()
