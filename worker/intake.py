@@ -135,16 +135,18 @@ class Intake:
                 self._failed_with.clear()
                 log.info("queue_answers_again")
             failures = 0
-            refused = [job for job in claim.jobs if not self._take(job, jobs, holding)]
-            for job in refused:
-                await self._refuse(job)
-            idle = 0 if claim.jobs else idle + 1
+            # Before anything is awaited, so that no job is left half taken.
+            taken = [self._take(job, jobs, holding) for job in claim.jobs]
+            refused = [await self._refuse(job) for job in claim.jobs if isinstance(job, BadJob)]
+            # Duplicates, and what has no id, a queue may hand out without end.
+            is_news = any(taken) or any(refused)
+            idle = 0 if is_news else idle + 1
             if claim.jobs and claim.waited:
                 # What was claimed has its start told first, and more slots may be free by then.
                 await trio.sleep(REST_SECONDS)
             # A queue that says it waited and did not would be asked without end.
             at_once = trio.current_time() - began < POLL_FIRST_SECONDS
-            if not claim.waited or (at_once and not claim.jobs):
+            if not claim.waited or (at_once and not is_news):
                 await trio.sleep(_jittered(POLL_FIRST_SECONDS, idle, POLL_MOST_SECONDS))
 
     async def release_orphans(self) -> bool:
@@ -172,12 +174,13 @@ class Intake:
         return {*self._jobs.ids, *self._held, *await self._relay.known_jobs()}
 
     def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:
-        """Whether that job can be dealt with; nothing is awaited, so no job is left half taken."""
+        """Whether it is begun, or held."""
         if isinstance(job, BadJob):
-            return self._is_duplicate(job)
+            return False
         if job.id in self._held or not self._is_new(job):
             log.info("duplicate_dropped", job_id=job.id)
-        elif job.type == CONTAINER:
+            return False
+        if job.type == CONTAINER:
             self._held.add(job.id)
             holding.start_soon(self._hold, job.id)
         else:
@@ -185,23 +188,22 @@ class Intake:
             jobs.start_soon(self._jobs.run, job)
         return True
 
-    def _is_duplicate(self, job: BadJob) -> bool:
-        # A job in flight was understood when it was claimed, and must not be failed now.
-        is_duplicate = job.id is not None and self._jobs.has(job.id)
-        if is_duplicate:
-            log.warning("duplicate_dropped", job_id=job.id, error=job.fault)
-        return is_duplicate
-
     def _is_new(self, job: JobBody) -> bool:
         return job.type == CONTAINER or self._jobs.admit(
             job.id, self._free_slot, claim=job.claim_token
         )
 
-    async def _refuse(self, job: JobBody | BadJob) -> None:
-        if isinstance(job, BadJob) and job.id is not None:
-            await self._jobs.refuse(job.id, job.fault)
-        elif isinstance(job, BadJob):
+    async def _refuse(self, job: BadJob) -> bool:
+        """Whether the queue is told that it failed."""
+        if job.id is None:
             log.error("job_without_id", error=job.fault)
+            return False
+        if self._jobs.has(job.id):
+            # It was understood when it was claimed, and must not be failed now.
+            log.warning("duplicate_dropped", job_id=job.id, error=job.fault)
+            return False
+        await self._jobs.refuse(job.id, job.fault)
+        return True
 
     async def _hold(self, job_id: str) -> None:
         log.info("container_job_held", job_id=job_id, seconds=HOLD_SECONDS)

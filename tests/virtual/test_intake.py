@@ -199,6 +199,20 @@ async def test_a_job_that_runs_is_not_refused_over_a_malformed_duplicate(
     assert jobs.refused == []
 
 
+@pytest.mark.parametrize("job", [a_job("a"), BadJob("a", "no type"), BadJob(None, "no id")])
+async def test_a_queue_that_hands_out_what_is_no_news_is_not_asked_without_end(
+    job: JobBody | BadJob, autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.offer(a_job("a"))
+    for _ in range(200):
+        rig.queue.offer(job)
+
+    async with claiming(rig, FakeJobs(), slots=5):
+        await trio.sleep(20)
+
+    assert 4 <= len(rig.queue.polls) <= 20
+
+
 async def test_a_container_job_is_held_30_s_and_then_released(
     autojump_clock: MockClock, rig: Rig
 ) -> None:
