@@ -1,6 +1,5 @@
 """Entries on their way to the API, and what becomes of them."""
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -37,7 +36,7 @@ class Delivery:
         self._has_runs = has_runs
         self._now = now
         # How often a row could not be told, by its entry: those of an outage are none of these.
-        self._faults = Counter[tuple[int, int]]()
+        self._faults: dict[tuple[int, int], int] = {}
 
     async def attempt(self, queued: QueuedEntry, claim: str | None) -> Verdict:
         try:
@@ -96,21 +95,24 @@ class Delivery:
         overwrite: the app has no guard of its own.
         """
         waited = queued.attempts > 0 or self._now() - queued.created_at > FRESH_MS
+        row = (queued.id, queued.created_at)
         try:
             if waited and not await self._is_ours(queued.entry.job_id):
+                self._faults.pop(row, None)
                 return Disowned("the job is another worker's")
         except (QueueUnavailableError, ProtocolError) as error:
             return Later(str(error))
-        row = (queued.id, queued.created_at)
-        self._faults[row] += 1
+        faults = self._faults.pop(row, 0) + 1
         try:
             verdict = await self._send_row(queued.entry)
         except (QueueUnavailableError, ProtocolError) as error:
             verdict = judge(queued.entry, error)
-        if isinstance(verdict, Later) and self._faults[row] < ROW_ATTEMPTS:
+        if not isinstance(verdict, Later):
             return verdict
-        del self._faults[row]
-        return Parked(verdict.reason) if isinstance(verdict, Later) else verdict
+        if faults >= ROW_ATTEMPTS:
+            return Parked(verdict.reason)
+        self._faults[row] = faults
+        return verdict
 
     async def _is_ours(self, job_id: str) -> bool:
         try:

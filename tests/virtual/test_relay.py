@@ -248,6 +248,8 @@ async def test_a_row_that_is_refused_is_parked_and_holds_nothing_back(
     assert ("job_1", "e1") in rig.parked()
     assert rig.queue.rows["e2"] == ["queued", "COMPLETED"]
     assert rig.queue.completions == [("job_1", "completed")]
+    # Nothing is remembered of what was given up.
+    assert rig.relay._delivery._faults == {}
 
 
 @pytest.mark.parametrize("status", [403, 404, 409])
