@@ -539,6 +539,19 @@ def test_any_bytes_are_a_claim_or_a_protocol_error(body: bytes) -> None:
         assert str(error).startswith("claim: ")  # noqa: PT017  any bytes may be a claim too
 
 
+@pytest.mark.parametrize("value", [None, "7", 2.5, [], {"a": 1}])
+def test_what_nobody_reads_of_a_job_may_be_anything(value: object) -> None:
+    job = a_job(
+        execution={"retryPolicy": value, "variables": value},
+        metadata={"logId": value, "serverCount": value, "multiServer": value, "serverId": value},
+        priority=value,
+        createdAt=value,
+        scheduledFor=value,
+    )
+
+    assert ids(planned(job)) == [a_server()["id"]]
+
+
 PLACES = (
     ("execution", "environment"), ("execution", "timeout"), ("execution", "inputData"),
     ("execution", "target"), ("execution", "script"), ("execution", "retryPolicy"),

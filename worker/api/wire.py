@@ -75,23 +75,16 @@ class ExecutionBody(Body, frozen=True, kw_only=True):
         | None
     ) = None
     input_data: Raw = Raw(b"{}")
-    variables: dict[str, Any] = {}
     target: TargetBody
     script: ScriptBody
-    retry_policy: dict[str, Any] | None = None
 
 
 class MetadataBody(Body, frozen=True, kw_only=True):
     event_id: str | int | None = None
     event_name: str = ""
     user_id: str | int | None = None
-    server_id: str | int | None = None
     servers: tuple[Raw, ...] | None = None
-    multi_server: bool = False
-    server_count: int | None = None
-    log_id: int | None = None
     triggered_by: str | None = None
-    original_type: str | None = None
     event_version: int | None = None
 
 
@@ -104,9 +97,6 @@ class JobBody(Body, frozen=True, kw_only=True):
 
     id: Id
     type: str
-    priority: int = 0
-    created_at: str = ""
-    scheduled_for: str = ""
     attempts: Attempts = 0
     execution: ExecutionBody
     metadata: MetadataBody = MetadataBody()

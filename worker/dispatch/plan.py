@@ -165,7 +165,8 @@ def _interpreter(script: ScriptBody) -> Interpreter:
         return _INTERPRETERS[script.type.upper()]
     except KeyError:
         raise JobError(
-            f"execution.script.type: {script.type!r} is unknown; expected BASH, PYTHON or NODEJS"
+            f"execution.script.type: {script.type[:100]!r} is unknown; "
+            "expected BASH, PYTHON or NODEJS"
         ) from None
 
 
