@@ -1,7 +1,7 @@
 """The jobs of this worker: each one run from its claim to its result in the outbox."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -68,6 +68,10 @@ class Jobs:
         """Jobs by status and executions by outcome that have ended since this was last asked."""
         counts, self._counts = self._counts, Counter()
         return dict(counts)
+
+    def give_back_counts(self, counts: Mapping[str, int]) -> None:
+        """They were not heard: they are told with the next."""
+        self._counts.update(counts)
 
     @property
     def now(self) -> tuple[JobNow, ...]:

@@ -214,10 +214,12 @@ class Service:
                 "uptimeSeconds": (now_ms() - now.started_at) // 1000,
             }
             status = "healthy" if self._vitals.is_well else "degraded"
+            counts = self._jobs.take_counts()
             try:
                 await self._client.report_health(status, gauges)
-                await self._client.report_metrics(self._jobs.take_counts())
+                await self._client.report_metrics(counts)
             except (QueueError, ProtocolError) as error:
+                self._jobs.give_back_counts(counts)
                 log.debug("report_failed", error=str(error))
 
     async def _beat_forever(self) -> NoReturn:

@@ -13,6 +13,7 @@ from tests.worker_rig import running_worker, until_exists, until_idle
 from worker.api import wire
 from worker.api.client import QueueClient
 from worker.demo.sshd import Sshd
+from worker.errors import QueueUnavailableError
 from worker.intake import Intake
 
 
@@ -89,6 +90,7 @@ async def test_the_app_is_told_how_the_worker_is_and_what_it_has_done(
 ) -> None:
     monkeypatch.setattr("worker.service.REPORT_SECONDS", 0.5)
     told: list[tuple[str, dict[str, Any]]] = []
+    unheard: list[wire.Body] = []
     call = QueueClient._call
 
     async def heard(
@@ -98,6 +100,9 @@ async def test_the_app_is_told_how_the_worker_is_and_what_it_has_done(
         body: wire.Body | None = None,
         **options: Any,  # noqa: ANN401  passed on
     ) -> httpx.Response:
+        if isinstance(body, wire.MetricsBody) and body.metrics and not unheard:
+            unheard.append(body)
+            raise QueueUnavailableError("the queue is away")
         response = await call(self, method, path, body, **options)
         if path in ("orchestrator/health", "orchestrator/metrics") and body is not None:
             told.append((path, json.loads(wire.encode(body))))
