@@ -11,5 +11,6 @@ What it has beyond the app, and the worker uses where it is offered:
 - each job of a claim has a `claimToken`. What is said of the job with it as `X-Claim-Token`
   counts only as long as the job is under that claim, and is a 403 afterwards: `status`, `complete`,
   `fail`, and `executions` below the job, which creates and updates rows. The others may have such
-  rows along as `executions`. Each takes effect as a whole or not at all.
+  rows along as `executions`. Each takes effect as a whole or not at all;
+- an error's `details` say what was wrong with a body.
 """
