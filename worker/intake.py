@@ -137,7 +137,11 @@ class Intake:
             failures = 0
             # Before anything is awaited, so that no job is left half taken.
             taken = [self._take(job, jobs, holding) for job in claim.jobs]
-            refused = [await self._refuse(job) for job in claim.jobs if isinstance(job, BadJob)]
+            refused = [
+                await self._refuse(job)
+                for job, is_taken in zip(claim.jobs, taken, strict=True)
+                if isinstance(job, BadJob) and not is_taken
+            ]
             # Duplicates, and what has no id, a queue may hand out without end.
             is_news = any(taken) or any(refused)
             idle = 0 if is_news else idle + 1
@@ -175,30 +179,34 @@ class Intake:
 
     def _take(self, job: JobBody | BadJob, jobs: trio.Nursery, holding: trio.Nursery) -> bool:
         """Whether it is begun, or held."""
+        if job.id is not None and job.type == CONTAINER:
+            # Whatever is in it, such as no script: it is not for this worker to say.
+            return self._take_container(job.id, holding)
         if isinstance(job, BadJob):
             return False
-        if job.id in self._held or not self._is_new(job):
+        if job.id in self._held or not self._jobs.admit(
+            job.id, self._free_slot, claim=job.claim_token
+        ):
             log.info("duplicate_dropped", job_id=job.id)
             return False
-        if job.type == CONTAINER:
-            self._held.add(job.id)
-            holding.start_soon(self._hold, job.id)
-        else:
-            self._busy += 1
-            jobs.start_soon(self._jobs.run, job)
+        self._busy += 1
+        jobs.start_soon(self._jobs.run, job)
         return True
 
-    def _is_new(self, job: JobBody) -> bool:
-        return job.type == CONTAINER or self._jobs.admit(
-            job.id, self._free_slot, claim=job.claim_token
-        )
+    def _take_container(self, job_id: str, holding: trio.Nursery) -> bool:
+        if job_id in self._held:
+            log.info("duplicate_dropped", job_id=job_id)
+            return False
+        self._held.add(job_id)
+        holding.start_soon(self._hold, job_id)
+        return True
 
     async def _refuse(self, job: BadJob) -> bool:
         """Whether the queue is told that it failed."""
         if job.id is None:
             log.error("job_without_id", error=job.fault)
             return False
-        if self._jobs.has(job.id):
+        if job.id in self._held or self._jobs.has(job.id):
             # It was understood when it was claimed, and must not be failed now.
             log.warning("duplicate_dropped", job_id=job.id, error=job.fault)
             return False

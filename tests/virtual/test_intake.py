@@ -1,5 +1,6 @@
 """Claims: capacity, duplicates, held jobs, back-off."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -10,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import NO_ANSWER, FakeQueue, Rig, relay_rig
-from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody
+from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody, decode_claim
 from worker.errors import ProtocolError, QueueRefusedError
 from worker.intake import GRANTED_SECONDS, Intake
 from worker.jobs import Jobs
@@ -85,6 +86,13 @@ def a_job(job_id: str, job_type: str = "ssh") -> JobBody:
     return JobBody(
         id=job_id, type=job_type, execution=ExecutionBody(target=TargetBody(), script=script)
     )
+
+
+def without_script(job_id: str, job_type: str) -> JobBody | BadJob:
+    """As it comes out of a claim."""
+    job = {"id": job_id, "type": job_type, "execution": {"target": {"type": "local"}}}
+    (decoded,) = decode_claim(json.dumps({"jobs": [job], "count": 1}).encode())
+    return decoded
 
 
 async def test_a_claim_asks_for_as_many_jobs_as_slots_are_free(
@@ -213,11 +221,14 @@ async def test_a_queue_that_hands_out_what_is_no_news_is_not_asked_without_end(
     assert 4 <= len(rig.queue.polls) <= 20
 
 
+@pytest.mark.parametrize(
+    "container", [a_job("c", "container"), without_script("c", "container")], ids=["whole", "bare"]
+)
 async def test_a_container_job_is_held_30_s_and_then_released(
-    autojump_clock: MockClock, rig: Rig
+    autojump_clock: MockClock, rig: Rig, container: JobBody | BadJob
 ) -> None:
     jobs = FakeJobs()
-    rig.queue.offer(a_job("c", "container"), a_job("a"))
+    rig.queue.offer(container, a_job("a"))
     began = trio.current_time()
 
     async with claiming(rig, jobs, slots=2) as intake:
@@ -235,6 +246,7 @@ async def test_a_container_job_is_held_30_s_and_then_released(
     assert released.at - began == pytest.approx(30, abs=0.1)
     assert released.body["message"]
     assert jobs.started == ["a"]
+    assert jobs.refused == []
 
 
 async def test_a_poll_asks_for_free_slots_and_as_many_more_as_are_held(

@@ -295,10 +295,12 @@ class ToolActionBody(Body, frozen=True, kw_only=True):
 
 
 class BadJob(Struct, frozen=True):
-    """A job that could not be decoded: its id if it has a usable one, and the field at fault."""
+    """A job that could not be decoded: its id if it has a usable one, the field at fault, and its
+    type as far as it can be read."""
 
     id: str | None
     fault: str
+    type: str = ""
 
 
 # msgspec lets two pass as they are: text that is not UTF-8, and nesting too deep to follow.
@@ -350,8 +352,9 @@ def _decode_job(raw: bytes | Raw) -> JobBody | BadJob:
     except UNDECODABLE as error:
         fault = f"job: {error}"
     try:
-        found = cut.member(bytes(raw), "id")
-        return BadJob(_job_key.decode(b'{"id":%s}' % found).id if found else None, fault)
+        found, kind = (cut.member(bytes(raw), name) for name in ("id", "type"))
+        job_id = _job_key.decode(b'{"id":%s}' % found).id if found else None
+        return BadJob(job_id, fault, (kind or b"").strip(b'"').decode(errors="replace"))
     except (*UNDECODABLE, ValueError):
         return BadJob(None, fault)
 
