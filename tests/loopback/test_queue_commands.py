@@ -19,7 +19,7 @@ from tests.loopback.openssh import make_key
 from worker.api.tokens import Identity, sign
 from worker.cli.queue import queue
 from worker.clock import now_ms
-from worker.queue_server.bodies import CreateExecution, UpdateExecution
+from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
 from worker.queue_server.follow import follow
 from worker.queue_server.keys import api_token, open_keyring
 from worker.queue_server.model import Claimant, JobEnd, JobStatus
@@ -207,6 +207,42 @@ def test_cancel_ends_a_job_once(commands: Commands) -> None:
 
     assert json.loads(commands("jobs", "--json").stdout)[0]["status"] == "cancelled"
     assert "is over already" in commands("cancel", _finished_job(commands), code=1).stderr
+
+
+def test_of_a_job_that_runs_the_output_so_far_is_shown(commands: Commands) -> None:
+    job_id = _running_job(commands)
+
+    shown = commands("show", job_id, "--output")
+
+    assert shown.stdout == "[web-1] hello\n[web-1] you\n[web-2] hello\n[web-2] you\n"
+    assert shown.stderr == f"{job_id} is running: its output so far\n"
+
+
+def test_output_is_shown_as_text_or_as_json(commands: Commands) -> None:
+    job_id = _finished_job(commands)
+
+    assert "give one of" in commands("show", job_id, "--output", "--json", code=2).stderr
+
+
+def test_the_job_comes_before_its_servers_until_it_is_over(commands: Commands) -> None:
+    job_id = _running_job(commands)
+    told = []
+    with commands.store() as store:
+        lines = follow(store, job_id)
+        told += [next(lines) for _ in range(3)]
+        store.cancel(job_id, now_ms())
+        told.append(next(lines))
+        end = JobEnd(JobStatus.CANCELLED, "cancelled", {"exitCode": 260})
+        store.end(job_id, Claimant(WORKER), end, now_ms())
+        told += lines
+
+    assert told == [
+        f"{job_id}: running by {WORKER}",
+        "web-1: running",
+        "web-2: running",
+        f"{job_id}: cancelled; {WORKER} ends its runs",
+        f"{job_id}: cancelled, exit 260",
+    ]
 
 
 @pytest.mark.parametrize("command", ["show", "cancel"])
@@ -539,6 +575,27 @@ def _finished_job(commands: Commands) -> str:
         "submit", "--script", script, "--server", "web-1", "--server", "web-2"
     ).stdout.strip()
     _work(commands)
+    return job_id
+
+
+def _running_job(commands: Commands) -> str:
+    """On two servers, of which each has printed something."""
+    commands.add_server("web-1")
+    commands.add_server("web-2")
+    script = commands.file("hello.sh", "echo hello")
+    both = ("--server", "web-1", "--server", "web-2")
+    job_id = commands("submit", "--script", script, *both).stdout.strip()
+    with commands.store() as store:
+        store.claim(WORKER, limit=1, types=None, now=now_ms())
+        rows = [
+            ExecutionRow(
+                id=f"exec_{number}",
+                create=CreateExecution(server_id=number, server_name=f"web-{number}"),
+                update=UpdateExecution(status="RUNNING", output="hello\nyou\n"),
+            )
+            for number in (1, 2)
+        ]
+        store.start(job_id, Claimant(WORKER), now_ms(), rows=rows)
     return job_id
 
 

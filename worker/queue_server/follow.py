@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from worker.queue_server.model import Execution, Job, JobReport
+from worker.queue_server.model import Execution, Job, JobReport, JobStatus
 from worker.queue_server.store import Store
 
 LOOK_SECONDS = 0.2
@@ -28,20 +28,26 @@ def follow(store: Store, job_id: str) -> Iterator[str]:
 
 
 def _lines(report: JobReport) -> Iterator[tuple[str, str]]:
+    """The job's comes first, and last where it is over."""
+    if not report.is_over:
+        yield "", _unfinished(report.job)
     for execution in report.executions:
         yield execution.id, _line(execution)
-    job = report.job
+    if report.is_over:
+        job = report.job
+        message = f": {report.message}" if report.message else ""
+        yield "", f"{job.id}: {state(job)}, exit {report.exit_code}{message}"
+
+
+def _unfinished(job: Job) -> str:
+    if job.status is JobStatus.CANCELLED:
+        return f"{job.id}: cancelled; {job.orchestrator_id} ends its runs"
     by_whom = f" by {job.orchestrator_id}" if job.orchestrator_id else ""
-    if not report.is_over:
-        yield "", f"{job.id}: {job.status}{by_whom}"
-        return
-    message = f": {report.message}" if report.message else ""
-    yield "", f"{job.id}: {state(job)}, exit {report.exit_code}{message}"
+    return f"{job.id}: {job.status}{by_whom}"
 
 
 def _line(execution: Execution) -> str:
-    name = execution.server_name or f"server {execution.server_id}"
-    line = f"{name}: {outcome(execution)}"
+    line = f"{server_name(execution)}: {outcome(execution)}"
     if execution.exit_code is not None:
         line += f", exit {execution.exit_code}"
     if execution.total_duration is not None:
@@ -52,6 +58,10 @@ def _line(execution: Execution) -> str:
 def state(job: Job) -> str:
     """As its worker told the end, where it has one: the app files one over its limit as failed."""
     return job.outcome or job.status
+
+
+def server_name(execution: Execution) -> str:
+    return execution.server_name or f"server {execution.server_id}"
 
 
 def outcome(execution: Execution) -> str:

@@ -14,7 +14,7 @@ from worker.cli.queue.opened import database_option, opened
 from worker.cli.queue.scripts import ScriptOptions, script_of, script_options
 from worker.clock import now_ms, rfc3339
 from worker.log_forms import printable
-from worker.queue_server.follow import follow, outcome, state
+from worker.queue_server.follow import follow, outcome, server_name, state
 from worker.queue_server.model import Execution, JobReport, Priority
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
@@ -145,14 +145,21 @@ def jobs(database: Path, limit: int, as_json: bool) -> None:
 def show(database: Path, job: str, as_json: bool, output: bool) -> None:
     """Show a job: its servers with outcome, exit code and phase times.
 
+    Of a job that is not over --output prints to stdout what its worker has told so far.
+
     \b
     Example:
       cronium-worker queue show job_Xh7bQ2mK9sLp --output
     """
+    if as_json and output:
+        raise click.UsageError("--json has the output, too: give one of --json and --output")
     with opened(database) as store:
         report = store.report(job)
     if as_json:
         click.echo(json.dumps(_report_json(report), indent=2))
+    elif output and not report.is_over:
+        click.echo(f"{report.job.id} is {state(report.job)}: its output so far", err=True)
+        _print_output(_output_so_far(report), sys.stdout, err=False)
     elif output:
         _print_output(report.stdout, sys.stdout, err=False)
         _print_output(report.stderr, sys.stderr, err=True)
@@ -188,6 +195,15 @@ def _report_json(report: JobReport) -> dict[str, Any]:
     }
 
 
+def _output_so_far(report: JobReport) -> str:
+    """Each line with its server's name where there are several, as in what a job ends with."""
+    lines = []
+    for execution in report.executions:
+        prefix = f"[{server_name(execution)}] " if len(report.executions) > 1 else ""
+        lines += [f"{prefix}{line}\n" for line in (execution.output or "").splitlines()]
+    return "".join(lines)
+
+
 def _print_output(text: str, stream: TextIO, *, err: bool) -> None:
     if stream.isatty():  # where it could do more than be read
         text = "".join(f"{line}\n" for line in harmless_lines(text.encode(errors="replace")))
@@ -211,7 +227,7 @@ def _print_report(report: JobReport) -> None:
 def _cells(execution: Execution) -> tuple[str, ...]:
     durations = (execution.setup_duration, execution.execution_duration)
     return (
-        execution.server_name or f"server {execution.server_id}",
+        server_name(execution),
         outcome(execution),
         "" if execution.exit_code is None else str(execution.exit_code),
         *("" if ms is None else f"{ms / 1000:.2f} s" for ms in durations),
