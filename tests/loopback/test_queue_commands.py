@@ -125,6 +125,53 @@ def test_what_a_worker_would_refuse_is_not_queued(
     assert json.loads(commands("jobs", "--json").stdout) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["add-server", "\udcff", *NOBODY], "'NAME': '\\udcff' is none"),
+        (["add-server", "w", "--host", "a b", "--user", "u"], "'--host': 'a b' is none"),
+        (["add-server", "w", "--host", "h", "--user", "a\nb"], "'--user': 'a\\nb' is none"),
+        (["add-event", " ", "--script", __file__, "--server", "w"], "'NAME': it is empty"),
+        (["submit", "--script", __file__, "--server", ""], "'--server': it is empty"),
+        (["submit", "\udcff"], "'[EVENT]': '\\udcff' is none"),
+        (["show", ""], "'JOB': it is empty"),
+        (["cancel", "\udcff"], "'JOB': '\\udcff' is none"),
+        (["serve", "--host", ""], "'--host': it is empty"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_what_it_is_of(
+    arguments: list[str], said: str, commands: Commands
+) -> None:
+    assert said in commands(*arguments, code=2).stderr
+
+
+def test_a_script_may_have_a_name_that_is_not_utf_8(commands: Commands) -> None:
+    commands.add_server("web-1")
+    script = commands.file("caf\udce9.sh", "true")
+
+    job_id = commands("submit", "--script", script, "--server", "web-1").stdout.strip()
+
+    assert f"{job_id}  caf\ufffd.sh" in commands("show", job_id).stdout
+
+
+def test_what_sqlite_finds_wrong_is_said_with_the_file(commands: Commands) -> None:
+    job_id = _finished_job(commands)
+    with closing(sqlite3.connect(commands.database)) as database:
+        database.execute("DROP TABLE executions")
+
+    said = commands("show", job_id, code=2).stderr
+
+    assert said == f"cronium-worker: {commands.database}: no such table: executions\n"
+
+
+def test_a_certificate_that_is_none_is_named(commands: Commands) -> None:
+    none = commands.file("none.pem", "none")
+
+    said = commands("serve", "--port", "0", "--tls-cert", none, "--tls-key", none, code=1).stderr
+
+    assert f"{none} and {none}: expected a certificate and its key" in said
+
+
 def test_a_server_and_an_event_of_the_same_name_are_replaced(commands: Commands) -> None:
     commands.add_server("web-1")
     script = commands.file("hello.sh", "echo hello")
@@ -293,9 +340,17 @@ def test_a_job_is_submitted_without_what_serves_or_connects() -> None:
         ),
         (["serve", "--token-file", sys.executable], 2, "is no text"),
         (["serve", "--jwt-secret-file", sys.executable], 2, "is no text"),
-        (["add-server", "", *NOBODY, "--key-file", __file__], 2, "NAME is empty"),
-        (["add-server", "x", *NOBODY, "--user", " ", "--key-file", __file__], 2, "--user is empty"),
-        (["add-server", "x", *NOBODY, "--host", "", "--key-file", __file__], 2, "--host is empty"),
+        (["add-server", "", *NOBODY, "--key-file", __file__], 2, "'NAME': it is empty"),
+        (
+            ["add-server", "x", *NOBODY, "--user", " ", "--key-file", __file__],
+            2,
+            "'--user': it is empty",
+        ),
+        (
+            ["add-server", "x", *NOBODY, "--host", "", "--key-file", __file__],
+            2,
+            "'--host': it is empty",
+        ),
         (["add-server", "x", *NOBODY, "--key-file", os.devnull], 2, "the key in /dev/null is emp"),
         (["add-server", "x", *NOBODY, "--password-file", os.devnull], 2, "the password in /dev/n"),
         (["serve", "--port", "99999"], 2, "0<=x<=65535"),

@@ -1,6 +1,7 @@
 """What options of commands are given as."""
 
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ class Place(click.Path):
 
 
 def text_of(file: Path) -> str:
-    """Raises UsageError where it is no text."""
+    """Raises UsageError where it cannot be read, or is no text."""
     try:
         return file.read_text()
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{file} is no text: {error}") from error
 
@@ -178,6 +181,25 @@ class Assignment(click.ParamType[tuple[str, str]]):
         if self._only_unicode and not is_unicode(text):
             self.fail(f"the value of {name} is not UTF-8", param, ctx)
         return name, text
+
+
+class Name(click.ParamType[str]):
+    """What the queue knows something by; `is_fit` is what more it has to be."""
+
+    name = "text"
+
+    def __init__(self, is_fit: Callable[[str], bool] = bool) -> None:
+        self._is_fit = is_fit
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        name = str(value)
+        if not name.strip():
+            self.fail("it is empty", param, ctx)
+        if "\0" in name or not is_unicode(name) or not self._is_fit(name):
+            self.fail(f"{name!r} is none", param, ctx)
+        return name
 
 
 class Directory(click.ParamType[str]):

@@ -11,7 +11,7 @@ import msgspec
 
 from worker.api.wire import UNDECODABLE, JobBody, ScriptBody, ServerBody
 from worker.errors import JobError, SealedValueError
-from worker.remote.address import is_host
+from worker.remote.address import is_host, is_user
 from worker.remote.given_keys import parse_given_keys
 from worker.remote.payload import Interpreter, directory_fault, variable_fault
 from worker.remote.target import Credential, Target
@@ -295,7 +295,7 @@ def _fault(body: ServerBody) -> str | None:
         return f"host: {body.host!r} is not a host"
     if not 1 <= body.port <= 65535:
         return f"port: {body.port} is not between 1 and 65535"
-    if not body.username or not body.username.isprintable():
+    if not is_user(body.username):
         return f"username: {body.username!r} is not a user name"
     if not body.private_key and not body.password:
         return "it has neither a private key nor a password"

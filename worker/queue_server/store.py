@@ -4,7 +4,8 @@ import json
 import secrets
 import sqlite3
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -70,6 +71,15 @@ def _open_database(path: Path) -> Database:
     try:
         return Database(path, resources.files("worker.queue_server") / "migrations")
     except (sqlite3.Error, StateError) as error:
+        raise StateError(f"{path}: {error}") from error
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Has what SQLite finds wrong with the file of a store raised as StateError, with its name."""
+    try:
+        yield
+    except sqlite3.Error as error:
         raise StateError(f"{path}: {error}") from error
 
 

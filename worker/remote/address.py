@@ -54,3 +54,7 @@ def parse_address(text: str) -> Address:
     if not 1 <= port <= 65535:
         raise ValueError(text)
     return Address(match["bracketed"] or match["plain"], port)
+
+
+def is_user(text: str) -> bool:
+    return bool(text) and text.isprintable()

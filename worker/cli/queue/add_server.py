@@ -6,19 +6,20 @@ from pathlib import Path
 import click
 
 from worker.cli.host_key import HostKeyText
-from worker.cli.parameters import FILE, text_of
+from worker.cli.parameters import FILE, Name, text_of
 from worker.cli.queue.opened import database_option, opened
 from worker.clock import now_ms
 from worker.queue_server.model import Server
+from worker.remote.address import is_host, is_user
 from worker.remote.given_keys import GivenKey
 
 
 @click.command("add-server")
 @database_option
-@click.argument("name")
-@click.option("--host", required=True, help="Its address.")
+@click.argument("name", type=Name())
+@click.option("--host", type=Name(is_host), required=True, help="Its address.")
 @click.option("--port", type=click.IntRange(1, 65535), default=22, show_default=True)
-@click.option("--user", required=True, help="The account to log into.")
+@click.option("--user", type=Name(is_user), required=True, help="The account to log into.")
 @click.option("--key-file", type=FILE, help="The private key.")
 @click.option("--passphrase-file", type=FILE, help="The key's passphrase.")
 @click.option("--password-file", type=FILE, help="The account's password.")
@@ -63,9 +64,6 @@ def add_server(
     )
     _refuse_nothing(
         {
-            "NAME": server.name,
-            "--host": server.host,
-            "--user": server.username,
             f"the key in {key_file}": server.private_key,
             f"the password in {password_file}": server.password,
         }

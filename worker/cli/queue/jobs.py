@@ -1,6 +1,7 @@
 """Jobs of the embedded queue: `cronium-worker queue submit`, `jobs`, `show` and `cancel`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, TextIO, Unpack
@@ -8,7 +9,7 @@ from typing import Any, TextIO, Unpack
 import click
 
 from worker.cli.exits import EXIT_INTERRUPTED
-from worker.cli.parameters import FILE, MOST_ROWS, Moment
+from worker.cli.parameters import FILE, MOST_ROWS, Moment, Name
 from worker.cli.printing import print_table
 from worker.cli.queue.opened import database_option, opened
 from worker.cli.queue.scripts import ScriptOptions, script_of, script_options
@@ -25,7 +26,7 @@ MAX_EXIT_CODE = 255
 
 @click.command("submit")
 @database_option
-@click.argument("event", required=False)
+@click.argument("event", type=Name(), required=False)
 @click.option("--script", "script_file", type=FILE, help="A script given on the spot.")
 @script_options
 @click.option(
@@ -66,7 +67,7 @@ def submit(
     elif not servers:
         raise click.UsageError("--script needs at least one --server")
     level = Priority[priority.upper()]
-    given = None if script_file is None else (script_file.name, script_of(script_file, options))
+    given = None if script_file is None else (_label(script_file), script_of(script_file, options))
     with opened(database) as store:
         if given is not None:
             job_id = store.submit_script(
@@ -84,6 +85,11 @@ def submit(
         click.echo(job_id)
         if wait:
             sys.exit(_wait(store, job_id))
+
+
+def _label(file: Path) -> str:
+    """The file's name, also where that is not UTF-8."""
+    return os.fsencode(file.name).decode(errors="replace")
 
 
 def _refuse_script_options(ctx: click.Context) -> None:
@@ -139,7 +145,7 @@ def jobs(database: Path, limit: int, as_json: bool) -> None:
 
 @click.command("show")
 @database_option
-@click.argument("job")
+@click.argument("job", type=Name())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--output", is_flag=True, help="Only the job's stdout and stderr, to ours.")
 def show(database: Path, job: str, as_json: bool, output: bool) -> None:
@@ -169,7 +175,7 @@ def show(database: Path, job: str, as_json: bool, output: bool) -> None:
 
 @click.command("cancel")
 @database_option
-@click.argument("job")
+@click.argument("job", type=Name())
 def cancel(database: Path, job: str) -> None:
     """Cancel a job; a worker that runs it is told by its next heartbeat.
 

@@ -11,7 +11,7 @@ from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.parameters import Place
 from worker.errors import SettingsError, StateError, WorkerError
 from worker.queue_server.keys import open_keyring
-from worker.queue_server.store import Store, check_file
+from worker.queue_server.store import Store, check_file, faults_named
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 
@@ -31,7 +31,7 @@ database_option: Options = click.option(
 @contextmanager
 def opened(database: Path, *, is_new: bool = False) -> Iterator[Store]:
     """Where there is none it is made only if it may be `is_new`."""
-    with errors_shown():
+    with errors_shown(), faults_named(database):
         if not is_new and not database.exists():
             raise StateError(
                 f"{database}: there is no queue; `queue serve` and `queue add-server` make one"

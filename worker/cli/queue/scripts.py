@@ -9,7 +9,15 @@ from typing import TypedDict, Unpack
 import click
 import msgspec
 
-from worker.cli.parameters import FILE, Assignment, Directory, Duration, text_of, type_of
+from worker.cli.parameters import (
+    FILE,
+    Assignment,
+    Directory,
+    Duration,
+    Name,
+    text_of,
+    type_of,
+)
 from worker.cli.queue.opened import database_option, opened
 from worker.clock import now_ms
 from worker.queue_server.model import Script, ScriptType
@@ -31,7 +39,13 @@ def script_options(command: Callable[..., None]) -> Callable[..., None]:
     """What a script is run with; shared by add-event and submit."""
     for option in reversed(
         (
-            click.option("--server", "servers", multiple=True, help="Run on this one; repeatable."),
+            click.option(
+                "--server",
+                "servers",
+                type=Name(),
+                multiple=True,
+                help="Run on this one; repeatable.",
+            ),
             click.option(
                 "--type",
                 "script_type",
@@ -60,7 +74,7 @@ def script_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("add-event")
 @database_option
-@click.argument("name")
+@click.argument("name", type=Name())
 @click.option("--script", "script_file", type=FILE, required=True, help="What it runs.")
 @script_options
 def add_event(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import trio
 
-from worker.cli.parameters import FILE, Duration
+from worker.cli.parameters import FILE, Duration, Name
 from worker.cli.queue.opened import database_option, errors_shown
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback
@@ -18,7 +18,9 @@ from worker.values import is_header_text
 
 @click.command("serve")
 @database_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host", type=Name(), default="127.0.0.1", show_default=True, help="The address to listen on."
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
