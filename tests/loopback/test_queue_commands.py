@@ -164,14 +164,6 @@ def test_what_sqlite_finds_wrong_is_said_with_the_file(commands: Commands) -> No
     assert said == f"cronium-worker: {commands.database}: no such table: executions\n"
 
 
-def test_a_certificate_that_is_none_is_named(commands: Commands) -> None:
-    none = commands.file("none.pem", "none")
-
-    said = commands("serve", "--port", "0", "--tls-cert", none, "--tls-key", none, code=1).stderr
-
-    assert f"{none} and {none}: expected a certificate and its key" in said
-
-
 def test_a_server_and_an_event_of_the_same_name_are_replaced(commands: Commands) -> None:
     commands.add_server("web-1")
     script = commands.file("hello.sh", "echo hello")
@@ -388,6 +380,10 @@ def test_a_mistake_is_named(arguments: list[str], code: int, said: str, commands
         ),
         ({"CRONIUM_API_TOKEN_FILE": "/none/such"}, "CRONIUM_API_TOKEN_FILE: '/none/such'"),
         ({"CRONIUM_API_TOKEN": "é x"}, "CRONIUM_API_TOKEN: expected a token"),
+        (
+            {"CRONIUM_JWT_SECRET": 32 * "a", "CRONIUM_JWT_SECRET_FILE": __file__},
+            "CRONIUM_JWT_SECRET: given twice",
+        ),
     ],
 )
 def test_a_secret_that_cannot_be_used_is_named(

@@ -16,7 +16,7 @@ from worker.cli.access import (
 )
 from worker.cli.configured import load_without_queue, state_dir
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
-from worker.cli.parameters import Id
+from worker.cli.parameters import Name
 from worker.cli.printing import print_json, print_table, silence_log
 from worker.cli.running import run
 from worker.clock import now_ms, rfc3339
@@ -79,7 +79,7 @@ def list_command(as_json: bool) -> None:
 
 
 @cache.command("forget")
-@click.argument("ids", nargs=-1, type=Id(), metavar="ID...")
+@click.argument("ids", nargs=-1, type=Name(), metavar="ID...")
 @click.option("--all", "every", is_flag=True, help="All servers.")
 def forget(ids: tuple[str, ...], every: bool) -> None:
     """Forget the runners of servers, by the app's ids of them: the next job deploys anew.
@@ -139,7 +139,7 @@ def verify_command(
 @server_option
 @access_options
 @click.option(
-    "--id", "ids", type=Id(), multiple=True, help="The app's id of it, where it is not known yet."
+    "--id", "ids", type=Name(), multiple=True, help="The app's id of it, where it is not known yet."
 )
 def deploy_command(
     server: str,

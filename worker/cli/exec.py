@@ -15,7 +15,7 @@ import trio
 from worker import logs
 from worker.cli.access import ServerOption, access_options, credential, directory_option, servers_of
 from worker.cli.configured import load_without_queue
-from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, fail
+from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, MOST_EXIT_CODE, fail
 from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
 from worker.cli.running import first_of
@@ -37,8 +37,6 @@ from worker.shown.timeline import duration
 from worker.state.directory import open_shared
 from worker.state.spool import Spools
 from worker.trigger import Trigger
-
-MAX_EXIT_CODE = 255
 
 
 class Options(TypedDict):
@@ -138,7 +136,7 @@ def exec_script(
     if isinstance(end, Left):
         fail(_told(end), EXIT_INTERRUPTED)
     _print(end, fold=fold, as_json=as_json)
-    sys.exit(EXIT_INTERRUPTED if was_cancelled else min(end.job.exit_code, MAX_EXIT_CODE))
+    sys.exit(EXIT_INTERRUPTED if was_cancelled else min(end.job.exit_code, MOST_EXIT_CODE))
 
 
 # The name of the command, and of the module's attribute that the group looks for.

@@ -10,6 +10,8 @@ EXIT_CONFIGURATION = 2
 # As sysexits.h has them.
 EXIT_UNAVAILABLE = 69
 EXIT_TRY_AGAIN = 75
+# Of which a process can tell.
+MOST_EXIT_CODE = 255
 # As a shell has it of a command that SIGINT has ended.
 EXIT_INTERRUPTED = 130
 

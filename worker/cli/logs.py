@@ -7,7 +7,7 @@ from typing import TextIO
 
 import click
 
-from worker.cli.parameters import Id, Since
+from worker.cli.parameters import Name, Since
 from worker.log_forms import Console, printable
 from worker.shown.log_lines import LEVELS, Wanted, read_line
 
@@ -28,7 +28,7 @@ class Pattern(click.ParamType[re.Pattern[str]]):
 
 @click.command
 @click.argument("files", nargs=-1, type=click.File(encoding="utf-8", errors="replace"))
-@click.option("--job", "job_id", type=Id(), help="Of this job.")
+@click.option("--job", "job_id", type=Name(), help="Of this job.")
 @click.option("--server", help="Of this server, by its name or id.")
 @click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], help="From this level up.")
 @click.option(

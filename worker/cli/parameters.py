@@ -59,20 +59,6 @@ def type_of(script: Path) -> str:
     return _TYPES.get(script.suffix, "bash")
 
 
-class Id(click.ParamType[str]):
-    """Of a job, a run or a server, as its giver wrote it; never empty."""
-
-    name = "id"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        text = str(value)
-        if not text.strip():
-            self.fail("it is empty; expected an id", param, ctx)
-        return text
-
-
 def is_unicode(text: str) -> bool:
     """Bytes of an argument that are not UTF-8 come as halves of surrogate pairs; JSON and SQLite
     have no place for them."""
@@ -184,7 +170,7 @@ class Assignment(click.ParamType[tuple[str, str]]):
 
 
 class Name(click.ParamType[str]):
-    """What the queue knows something by; `is_fit` is what more it has to be."""
+    """What something is known by; `is_fit` is what more it has to be."""
 
     name = "text"
 

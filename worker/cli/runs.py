@@ -17,7 +17,7 @@ from worker.cli.access import (
 )
 from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_FAILED, fail
-from worker.cli.parameters import Id
+from worker.cli.parameters import Name
 from worker.cli.printing import print_json, print_table, silence_log
 from worker.cli.running import run
 from worker.direct.visit import visit
@@ -89,7 +89,7 @@ def list_command(as_json: bool, **access: Unpack[Access]) -> None:
 
 @runs.command("signal")
 @server_options
-@click.argument("ids", nargs=-1, required=True, type=Id(), metavar="RUN...")
+@click.argument("ids", nargs=-1, required=True, type=Name(), metavar="RUN...")
 def signal(ids: tuple[str, ...], **access: Unpack[Access]) -> None:
     """End runs as a cancelled job's: TERM to all of their processes, 5 s, KILL.
 
@@ -104,7 +104,7 @@ def signal(ids: tuple[str, ...], **access: Unpack[Access]) -> None:
 
 @runs.command("forget")
 @server_options
-@click.argument("ids", nargs=-1, type=Id(), metavar="RUN...")
+@click.argument("ids", nargs=-1, type=Name(), metavar="RUN...")
 @click.option("--ended", is_flag=True, help="All that have ended, or were lost.")
 def forget(ids: tuple[str, ...], ended: bool, **access: Unpack[Access]) -> None:
     """Remove runs that have ended, with their output; they are never started again.

@@ -6,7 +6,7 @@ import click
 
 from worker.cli.exits import EXIT_FAILED, fail
 from worker.cli.history import job_row, opened_history, status
-from worker.cli.parameters import Id
+from worker.cli.parameters import Name
 from worker.cli.printing import print_json, print_table, width
 from worker.clock import rfc3339
 from worker.dispatch.result import ServerResult
@@ -20,7 +20,7 @@ Ended = tuple[ServerResult, KeptOutput | None]
 
 
 @click.command
-@click.argument("job_id", type=Id(), metavar="JOB")
+@click.argument("job_id", type=Name(), metavar="JOB")
 @click.argument("server", required=False)
 @click.option("--output", is_flag=True, help="What the scripts printed, of SERVER if one is given.")
 @click.option(

@@ -11,7 +11,7 @@ from worker import values
 from worker.errors import SealedValueError, SettingsError, StateError
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
-from worker.settings import API_TOKEN, ENCRYPTION_KEY, given_secret
+from worker.settings import API_TOKEN, ENCRYPTION_KEY, JWT_SECRET, given_secret
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
@@ -97,17 +97,18 @@ def api_token(
 
 
 def jwt_secret(environ: Mapping[str, str], file: Path | None) -> Secret | None:
-    """What verifies scripts' tokens: from `file`, or from `CRONIUM_JWT_SECRET`; None if not given.
+    """What verifies scripts' tokens; None if it is not given.
 
-    Raises SettingsError if it is not what a worker would take.
+    From `file`, or else from `CRONIUM_JWT_SECRET` or what its `_FILE` names. Raises SettingsError
+    if it is not what a worker would take.
     """
-    text = environ.get("CRONIUM_JWT_SECRET", "") if file is None else _text(file)
-    if file is None and not text.strip():
+    given = given_secret(environ, JWT_SECRET) if file is None else Secret(_text(file))
+    if given is None:
         return None
     try:
-        return values.jwt_secret(text.strip())
+        return values.jwt_secret(given.reveal().strip())
     except values.ValueFault as fault:
-        where = "CRONIUM_JWT_SECRET" if file is None else str(file)
+        where = file or JWT_SECRET.name
         raise SettingsError((f"{where}: its value {fault}",)) from fault
 
 

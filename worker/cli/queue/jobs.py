@@ -8,7 +8,7 @@ from typing import Any, TextIO, Unpack
 
 import click
 
-from worker.cli.exits import EXIT_INTERRUPTED
+from worker.cli.exits import EXIT_INTERRUPTED, MOST_EXIT_CODE
 from worker.cli.parameters import FILE, MOST_ROWS, Moment, Name
 from worker.cli.printing import print_table
 from worker.cli.queue.opened import database_option, opened
@@ -20,8 +20,6 @@ from worker.queue_server.model import Execution, JobReport, Priority
 from worker.queue_server.store import Store
 from worker.queue_server.transform import execution_row, job_row
 from worker.shown.fold import harmless_lines
-
-MAX_EXIT_CODE = 255
 
 
 @click.command("submit")
@@ -107,7 +105,7 @@ def _wait(store: Store, job_id: str) -> int:
         click.echo(f"{job_id} goes on; see: cronium-worker queue show {job_id}", err=True)
         return EXIT_INTERRUPTED
     code = store.report(job_id).exit_code or 0
-    return min(code, MAX_EXIT_CODE) if code >= 0 else MAX_EXIT_CODE
+    return min(code, MOST_EXIT_CODE) if code >= 0 else MOST_EXIT_CODE
 
 
 @click.command("jobs")

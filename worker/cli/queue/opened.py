@@ -22,7 +22,7 @@ database_option: Options = click.option(
     "database",
     type=Place(is_directory=False),
     envvar="CRONIUM_QUEUE_DB",
-    default=lambda: Path(DEFAULT_DATABASE).expanduser(),
+    default=lambda: Path(os.path.expanduser(DEFAULT_DATABASE)),  # noqa: PTH111  Path's raises without a home
     show_default=f"$CRONIUM_QUEUE_DB or {DEFAULT_DATABASE}",
     help="The queue's file.",
 )

@@ -32,8 +32,6 @@ from worker.values import is_header_text
 @click.option(
     "--jwt-secret-file",
     type=FILE,
-    envvar="CRONIUM_JWT_SECRET_FILE",
-    show_envvar=True,
     help="Has the secret that workers sign scripts' tokens with.",
 )
 @click.option("--lease", type=Duration(), default="60s", show_default=True, help="Of a claim.")
@@ -56,8 +54,9 @@ def serve(
     The token comes from --token-file, CRONIUM_API_TOKEN or CRONIUM_API_TOKEN_FILE; without one it
     is made once and kept beside the queue's file. Prints one line when it is ready.
 
-    The runtime API, at the same address, is served if there is a secret for it: --jwt-secret-file
-    or CRONIUM_JWT_SECRET. Workers need the same one, and this address as CRONIUM_RUNTIME_URL.
+    The runtime API, at the same address, is served if there is a secret for it: --jwt-secret-file,
+    CRONIUM_JWT_SECRET or CRONIUM_JWT_SECRET_FILE. Workers need the same one, and this address as
+    CRONIUM_RUNTIME_URL.
     Without it their scripts have variables all the same, by the queue API. There are no tool
     actions.
 
