@@ -79,7 +79,7 @@ def list_command(as_json: bool) -> None:
 
 
 @cache.command("forget")
-@click.argument("ids", nargs=-1, type=Name(), metavar="ID...")
+@click.argument("ids", nargs=-1, type=Name("id"), metavar="ID...")
 @click.option("--all", "every", is_flag=True, help="All servers.")
 def forget(ids: tuple[str, ...], every: bool) -> None:
     """Forget the runners of servers, by the app's ids of them: the next job deploys anew.
@@ -139,7 +139,11 @@ def verify_command(
 @server_option
 @access_options
 @click.option(
-    "--id", "ids", type=Name(), multiple=True, help="The app's id of it, where it is not known yet."
+    "--id",
+    "ids",
+    type=Name("id"),
+    multiple=True,
+    help="The app's id of it, where it is not known yet.",
 )
 def deploy_command(
     server: str,

@@ -28,7 +28,7 @@ class Pattern(click.ParamType[re.Pattern[str]]):
 
 @click.command
 @click.argument("files", nargs=-1, type=click.File(encoding="utf-8", errors="replace"))
-@click.option("--job", "job_id", type=Name(), help="Of this job.")
+@click.option("--job", "job_id", type=Name("id"), help="Of this job.")
 @click.option("--server", help="Of this server, by its name or id.")
 @click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], help="From this level up.")
 @click.option(

@@ -170,22 +170,21 @@ class Assignment(click.ParamType[tuple[str, str]]):
 
 
 class Name(click.ParamType[str]):
-    """What something is known by; `is_fit` is what more it has to be."""
+    """What something is known by, such as an id; `is_fit` is what more it has to be."""
 
-    name = "text"
-
-    def __init__(self, is_fit: Callable[[str], bool] = bool) -> None:
+    def __init__(self, name: str = "name", is_fit: Callable[[str], bool] = bool) -> None:
+        self.name = name
         self._is_fit = is_fit
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        name = str(value)
-        if not name.strip():
+        text = str(value)
+        if not text.strip():
             self.fail("it is empty", param, ctx)
-        if "\0" in name or not is_unicode(name) or not self._is_fit(name):
-            self.fail(f"{name!r} is none", param, ctx)
-        return name
+        if "\0" in text or not is_unicode(text) or not self._is_fit(text):
+            self.fail(f"{text!r} is no {self.name}", param, ctx)
+        return text
 
 
 class Directory(click.ParamType[str]):

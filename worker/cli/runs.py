@@ -89,7 +89,7 @@ def list_command(as_json: bool, **access: Unpack[Access]) -> None:
 
 @runs.command("signal")
 @server_options
-@click.argument("ids", nargs=-1, required=True, type=Name(), metavar="RUN...")
+@click.argument("ids", nargs=-1, required=True, type=Name("id"), metavar="RUN...")
 def signal(ids: tuple[str, ...], **access: Unpack[Access]) -> None:
     """End runs as a cancelled job's: TERM to all of their processes, 5 s, KILL.
 
@@ -104,7 +104,7 @@ def signal(ids: tuple[str, ...], **access: Unpack[Access]) -> None:
 
 @runs.command("forget")
 @server_options
-@click.argument("ids", nargs=-1, type=Name(), metavar="RUN...")
+@click.argument("ids", nargs=-1, type=Name("id"), metavar="RUN...")
 @click.option("--ended", is_flag=True, help="All that have ended, or were lost.")
 def forget(ids: tuple[str, ...], ended: bool, **access: Unpack[Access]) -> None:
     """Remove runs that have ended, with their output; they are never started again.

@@ -20,7 +20,7 @@ Ended = tuple[ServerResult, KeptOutput | None]
 
 
 @click.command
-@click.argument("job_id", type=Name(), metavar="JOB")
+@click.argument("job_id", type=Name("id"), metavar="JOB")
 @click.argument("server", required=False)
 @click.option("--output", is_flag=True, help="What the scripts printed, of SERVER if one is given.")
 @click.option(

@@ -17,9 +17,9 @@ from worker.remote.given_keys import GivenKey
 @click.command("add-server")
 @database_option
 @click.argument("name", type=Name())
-@click.option("--host", type=Name(is_host), required=True, help="Its address.")
+@click.option("--host", type=Name("host", is_host), required=True, help="Its address.")
 @click.option("--port", type=click.IntRange(1, 65535), default=22, show_default=True)
-@click.option("--user", type=Name(is_user), required=True, help="The account to log into.")
+@click.option("--user", type=Name("user", is_user), required=True, help="The account to log into.")
 @click.option("--key-file", type=FILE, help="The private key.")
 @click.option("--passphrase-file", type=FILE, help="The key's passphrase.")
 @click.option("--password-file", type=FILE, help="The account's password.")

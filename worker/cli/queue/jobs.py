@@ -143,7 +143,7 @@ def jobs(database: Path, limit: int, as_json: bool) -> None:
 
 @click.command("show")
 @database_option
-@click.argument("job", type=Name())
+@click.argument("job", type=Name("id"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--output", is_flag=True, help="Only the job's stdout and stderr, to ours.")
 def show(database: Path, job: str, as_json: bool, output: bool) -> None:
@@ -173,7 +173,7 @@ def show(database: Path, job: str, as_json: bool, output: bool) -> None:
 
 @click.command("cancel")
 @database_option
-@click.argument("job", type=Name())
+@click.argument("job", type=Name("id"))
 def cancel(database: Path, job: str) -> None:
     """Cancel a job; a worker that runs it is told by its next heartbeat.
 

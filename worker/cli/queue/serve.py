@@ -19,7 +19,11 @@ from worker.values import is_header_text
 @click.command("serve")
 @database_option
 @click.option(
-    "--host", type=Name(), default="127.0.0.1", show_default=True, help="The address to listen on."
+    "--host",
+    type=Name("address"),
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on.",
 )
 @click.option(
     "--port",
