@@ -128,14 +128,14 @@ def test_what_a_worker_would_refuse_is_not_queued(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["add-server", "\udcff", *NOBODY], "'NAME': '\\udcff' is none"),
-        (["add-server", "w", "--host", "a b", "--user", "u"], "'--host': 'a b' is none"),
-        (["add-server", "w", "--host", "h", "--user", "a\nb"], "'--user': 'a\\nb' is none"),
+        (["add-server", "\udcff", *NOBODY], "'NAME': '\\udcff' is no name"),
+        (["add-server", "w", "--host", "a b", "--user", "u"], "'--host': 'a b' is no host"),
+        (["add-server", "w", "--host", "h", "--user", "a\nb"], "'--user': 'a\\nb' is no user"),
         (["add-event", " ", "--script", __file__, "--server", "w"], "'NAME': it is empty"),
         (["submit", "--script", __file__, "--server", ""], "'--server': it is empty"),
-        (["submit", "\udcff"], "'[EVENT]': '\\udcff' is none"),
+        (["submit", "\udcff"], "'[EVENT]': '\\udcff' is no name"),
         (["show", ""], "'JOB': it is empty"),
-        (["cancel", "\udcff"], "'JOB': '\\udcff' is none"),
+        (["cancel", "\udcff"], "'JOB': '\\udcff' is no id"),
         (["serve", "--host", ""], "'--host': it is empty"),
     ],
 )
