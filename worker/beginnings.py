@@ -9,6 +9,7 @@ import trio
 
 from worker.api import wire
 from worker.api.wire import JobBody
+from worker.clock import now_ms
 from worker.crew import Surroundings
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.setup import run_request
@@ -19,6 +20,8 @@ from worker.state.history import Begun
 
 log = structlog.get_logger()
 
+# Much less than any lease: a worker that stood still for longer asks whose the job is by now.
+FRESH_CLAIM_MS = 1000
 # With more servers than these the worker is the bottleneck, and nothing is won by preparing.
 MOST_STAGED = 8
 
@@ -33,18 +36,25 @@ class Beginnings:
 
     @asynccontextmanager
     async def of(
-        self, plan: Plan, job: JobBody, flight: Flight, began_at: int
+        self, plan: Plan, job: JobBody, flight: Flight, began_at: int, *, is_alone: bool
     ) -> AsyncIterator[bool]:
-        """Whether the job is to be started; if so, the state has it and the API was told.
+        """Whether the job is to be started; if so, the state has it, and the API was told, or is
+        yet to be by `tell`.
 
-        What servers have prepared and is not started within the block is dropped at its end.
+        What servers have prepared and is not started within the block is dropped at its end. Where
+        the job `is_alone` that saves time even if the API is not waited for; else it costs some, as
+        a run comes in two pieces.
         """
+        is_first = _is_surely_ours(job, flight)
         try:
             async with trio.open_nursery() as nursery:
-                if len(plan.executions) <= MOST_STAGED:
+                if len(plan.executions) <= MOST_STAGED and (is_alone or not is_first):
                     for execution in plan.executions:
                         nursery.start_soon(self._stage, plan, execution)
-                is_ours = await self._begin(plan, job, flight, began_at)
+                if is_first:
+                    is_ours = await self._begin_untold(plan, job, flight, began_at)
+                else:
+                    is_ours = await self._begin(plan, job, flight, began_at)
             yield is_ours
         finally:
             self._unstage(plan)
@@ -66,9 +76,7 @@ class Beginnings:
     async def _begin(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
         """Keep the job and tell that it runs, before anything of it starts on a server; whether it
         is to be started."""
-        begin = partial(
-            self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
-        )
+        begin = self._keeping(plan, job, began_at)
         async with self._relay.held(plan.job_id):
             if flight.claim is None:
                 is_over = await self._relay.supersede(plan.job_id)
@@ -85,6 +93,34 @@ class Beginnings:
             await self._relay.drop(plan.job_id)
         return is_ours
 
+    def _keeping(self, plan: Plan, job: JobBody, began_at: int) -> Callable[[], object]:
+        return partial(
+            self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
+        )
+
+    async def _begin_untold(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
+        """Keep the job, and no more: it is ours, and the API can be told while it runs."""
+        begin = self._keeping(plan, job, began_at)
+        async with self._relay.held(plan.job_id):
+            is_over = await self._relay.supersede(plan.job_id, begin=begin)
+        if is_over:
+            log.info("result_stored_already")
+        else:
+            flight.told = trio.Event()
+        return not is_over
+
+    async def tell(self, plan: Plan, flight: Flight) -> None:
+        """Tell the API, if it was not, that the job runs; ends the flight where it is not ours."""
+        if flight.told.is_set():
+            return
+        async with self._relay.held(plan.job_id):
+            is_ours = await self._ownership.may_start(flight, map(row_of, create_entries(plan)))
+        if not is_ours:
+            flight.disown()
+        elif not flight.has_rows:
+            await self._relay.put(*create_entries(plan))
+        flight.told.set()
+
     async def _keep_and_start(
         self, plan: Plan, flight: Flight, begin: Callable[[], object]
     ) -> tuple[bool, bool]:
@@ -99,6 +135,12 @@ class Beginnings:
             nursery.start_soon(keep)
             is_ours = await self._ownership.may_start(flight, map(row_of, create_entries(plan)))
         return is_over, is_ours and not is_over
+
+
+def _is_surely_ours(job: JobBody, flight: Flight) -> bool:
+    """Just claimed, under a token, and by no worker before."""
+    is_first = flight.claim is not None and job.may_have_begun is False
+    return is_first and now_ms() - flight.admitted_at < FRESH_CLAIM_MS
 
 
 def _begun(plan: Plan) -> Begun:

@@ -24,6 +24,9 @@ class Flight:
         self.cancelled = Trigger()
         # Whether an earlier worker had it, whose scripts may run still.
         self.may_have_begun = False
+        # Not set while it runs and the API is yet to be told so: no row, and no end, comes before.
+        self.told = trio.Event()
+        self.told.set()
         # Whether the API has a row for each of its executions.
         self.has_rows = False
         # The API has heard, or will hear from the outbox, how the job ended.

@@ -203,7 +203,9 @@ class Jobs:
         trace = self._telemetry.job(plan, flight.admitted_at)
         structlog.contextvars.bind_contextvars(**trace.log_fields)
         began_at = now_ms()
-        async with self._beginnings.of(plan, job, flight, began_at) as is_ours:
+        is_alone = len(self._flights) == 1
+        beginning = self._beginnings.of(plan, job, flight, began_at, is_alone=is_alone)
+        async with beginning as is_ours:
             if is_ours:
                 await self._run_begun(plan, flight, trace, began_at)
 
@@ -291,8 +293,8 @@ class Jobs:
         try:
             with flight.scope:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._tell_of_begun, plan, flight, crew)
                     nursery.start_soon(self._ownership.watch_forever, flight)
-                    nursery.start_soon(crew.begun.tell_forever, self._relay, plan.job_id)
                     if seconds := self._settings.jobs.live_output_seconds:
                         nursery.start_soon(
                             tell_live_forever, self._relay, plan.job_id, crew.children, seconds
@@ -309,6 +311,10 @@ class Jobs:
             await self._relay.drop(plan.job_id)
         elif crew.is_clean:
             await self._around.database.run(partial(self._runs.finish, plan.job_id))
+
+    async def _tell_of_begun(self, plan: Plan, flight: Flight, crew: Crew) -> None:
+        await self._beginnings.tell(plan, flight)
+        await crew.begun.tell_forever(self._relay, plan.job_id)
 
     async def _report(
         self,

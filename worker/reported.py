@@ -29,7 +29,8 @@ class ReportedExecution:
     """A child of the fan-out.
 
     `known` is its result, where an earlier worker had it already. Of each stream `kept_bytes` stay
-    in the history. `on_begun` is called with this child once its script is known to run.
+    in the history. `on_begun` is called with this child once its script is known to run. Of its end
+    nothing is said before `told` is set.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ReportedExecution:
         trace: ExecutionTrace,
         known: ServerResult | None,
         kept_bytes: int,
+        told: trio.Event,
         on_begun: Callable[["ReportedExecution"], object],
     ) -> None:
         self._plan = plan
@@ -57,6 +59,7 @@ class ReportedExecution:
         self._trace = trace
         self._known = known
         self._result = known
+        self._told = told
         self._on_begun = on_begun
         # In Unix milliseconds.
         self._begun_at: int | None = None
@@ -126,6 +129,8 @@ class ReportedExecution:
             error=result.error,
         )
         self._trace.ended(result, self._received_bytes)
+        if not self._told.is_set():
+            await self._told.wait()
         await self._relay.put_rows(
             self._plan.job_id,
             lambda: [update_entry(self._plan, result, self._printed.captures)],

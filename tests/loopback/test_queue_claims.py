@@ -97,6 +97,24 @@ async def test_what_is_said_under_an_earlier_claim_changes_nothing(tmp_path: Pat
             assert statuses(queue, job_id) == {"e1": "COMPLETED"}
 
 
+@pytest.mark.parametrize("how", ["released", "lease over", "cancelled"])
+async def test_a_claim_says_whether_another_worker_may_have_begun_with_the_job(
+    how: str, tmp_path: Path
+) -> None:
+    with trio.fail_after(25):
+        async with running_queue(tmp_path, lease_seconds=0.2) as queue, queue.client() as client:
+            job_id = queue.submit()
+            (first,) = await claim(client)
+            if how == "released":
+                await client.post(f"/jobs/{job_id}/release", json={})
+            if how == "cancelled":  # handed out for its runs to be ended
+                queue.store.cancel(job_id, now_ms())
+            await trio.sleep(0.3)
+            (second,) = await claim(client)
+
+    assert (first["mayHaveBegun"], second["mayHaveBegun"]) == (False, True)
+
+
 async def test_a_lease_that_ran_out_ends_its_claim(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with (

@@ -13,6 +13,7 @@ from tests.due import first_due
 from tests.fakes import NO_ANSWER, FakeQueue, Rig, Slow, refused, relay_rig
 from worker.api.runtime import Runtimes
 from worker.api.wire import ExecutionBody, JobBody, JobRowBody, MetadataBody, ScriptBody, TargetBody
+from worker.clock import now_ms
 from worker.crew import Surroundings
 from worker.jobs import Jobs
 from worker.ownership import Ownership
@@ -93,7 +94,12 @@ def a_server(number: int, *, password: str | None = "pass") -> msgspec.Raw:  # n
     return msgspec.Raw(msgspec.json.encode(details))
 
 
-def a_job(*servers: msgspec.Raw, script: str = "BASH", claim: str | None = None) -> JobBody:
+def a_job(
+    *servers: msgspec.Raw,
+    script: str = "BASH",
+    claim: str | None = None,
+    may_have_begun: bool | None = None,
+) -> JobBody:
     return JobBody(
         id="job_1",
         type="ssh",
@@ -102,6 +108,7 @@ def a_job(*servers: msgspec.Raw, script: str = "BASH", claim: str | None = None)
         ),
         metadata=MetadataBody(servers=servers),
         claim_token=claim,
+        may_have_begun=may_have_begun,
     )
 
 
@@ -294,6 +301,113 @@ async def test_a_job_is_kept_while_the_api_is_told_that_it_runs(
         nursery.cancel_scope.cancel()
 
     assert (meanwhile, then) == ((["job_1"], 0), (["job_1"], 1))
+
+
+def a_first_claim(rig: Rig, *servers: msgspec.Raw) -> JobBody:
+    """A job that no worker has had before, under a claim's token."""
+    rig.queue.tokens["job_1"] = "cl41m"
+    return a_job(*servers or (a_server(1),), claim="cl41m", may_have_begun=False)
+
+
+async def test_a_job_that_nobody_had_is_started_while_the_api_is_told_that_it_runs(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    rig.queue.fault("status", "job_1", Slow(5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, a_first_claim(rig))
+        await trio.sleep(1)
+        assert (kept(rig), network.open, rig.queue.said()) == (["job_1"], 1, [("status", "job_1")])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("may_have_begun", [True, None])
+async def test_a_job_that_another_worker_may_have_had_is_not(
+    autojump_clock: MockClock,
+    rig: Rig,
+    jobs: Jobs,
+    network: BlackHole,
+    may_have_begun: bool | None,
+) -> None:
+    job = msgspec.structs.replace(a_first_claim(rig), may_have_begun=may_have_begun)
+    rig.queue.fault("status", "job_1", Slow(5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, job)
+        await trio.sleep(1)
+        assert network.open == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_that_was_claimed_some_time_ago_is_not(
+    autojump_clock: MockClock,
+    rig: Rig,
+    jobs: Jobs,
+    network: BlackHole,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig.queue.fault("status", "job_1", Slow(5))
+    monkeypatch.setattr("worker.beginnings.now_ms", lambda: now_ms() + 2000)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ran, rig, jobs, a_first_claim(rig))
+        await trio.sleep(1)
+        assert network.open == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_end_of_a_job_is_not_told_before_its_beginning(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    rig.queue.fault("status", "job_1", Slow(5))
+    began = trio.current_time()
+
+    await ran(rig, jobs, a_first_claim(rig, a_server(1, password=None)))
+
+    assert rig.queue.said("status", "complete") == [("status", "job_1"), ("complete", "job_1")]
+    assert rig.queue.times("complete", "job_1")[0] - began == pytest.approx(5, abs=0.5)
+    assert rig.queue.rows == {"exec_job_1_1_0": ["queued", "FAILED"]}
+
+
+@pytest.mark.parametrize("fault", [NO_ANSWER, Slow(3600)])
+async def test_rows_that_could_not_be_told_of_a_job_that_runs_come_before_its_end(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, fault: Exception | Slow
+) -> None:
+    rig.queue.fault("status", "job_1", fault)
+
+    await ran(rig, jobs, a_first_claim(rig, a_server(1, password=None)))
+
+    assert rig.queue.said("status", "complete") == [("status", "job_1"), ("complete", "job_1")]
+    assert rig.queue.said()[-1] == ("complete", "job_1")
+    assert rig.queue.rows == {"exec_job_1_1_0": ["queued", "FAILED"]}
+
+
+async def test_a_job_that_was_cancelled_as_it_started_is_ended(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    rig.queue.statuses["job_1"] = "cancelled"
+    began = trio.current_time()
+
+    await ran(rig, jobs, a_first_claim(rig))
+
+    assert trio.current_time() - began < 1
+    assert rig.queue.completions == [("job_1", "cancelled")]
+    assert network.open == 0
+
+
+@pytest.mark.parametrize("status", ["another's", "completed", "failed", "timeout"])
+async def test_a_job_that_turns_out_not_to_be_ours_is_let_go_of(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole, status: str
+) -> None:
+    job = a_first_claim(rig)
+    if status == "another's":
+        rig.queue.tokens["job_1"] = "a later one"
+    rig.queue.statuses["job_1"] = status
+
+    slots = await ran(rig, jobs, job)
+
+    assert rig.queue.said() == [("status", "job_1")]
+    assert (slots.freed, network.open, kept(rig)) == (1, 0, [])
 
 
 async def test_a_job_that_is_claimed_anew_goes_on_under_that_claim(

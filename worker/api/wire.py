@@ -91,8 +91,9 @@ class MetadataBody(Body, frozen=True, kw_only=True):
 class JobBody(Body, frozen=True, kw_only=True):
     """One element of `jobs` in the 200 body of GET `jobs/queue`.
 
-    `claim_token` is the embedded queue's: with it, what is said of the job counts as long as it is
-    this claim that the job is under, and rows may come along.
+    The embedded queue's are `claim_token`, with which what is said of the job counts as long as it
+    is this claim that the job is under, and rows may come along; and `may_have_begun`, false where
+    no worker has had the job before.
     """
 
     id: Id
@@ -101,6 +102,7 @@ class JobBody(Body, frozen=True, kw_only=True):
     execution: ExecutionBody
     metadata: MetadataBody = MetadataBody()
     claim_token: Annotated[str, Meta(pattern=CLAIM_PATTERN)] | None = None
+    may_have_begun: bool | None = None
 
 
 class ClaimBody(Body, frozen=True, kw_only=True, omit_defaults=False):

@@ -425,7 +425,9 @@ class Store:
         if not self._keyring.shared and claimed["execution"]["environment"]:
             # A plain value can look like a sealed one; the app, which seals all, does not say.
             claimed["execution"]["environmentSealed"] = False
-        return {**claimed, "claimToken": job.claim_token}
+        # A job that was cancelled is handed out for its runs to be ended.
+        has_been_held = job.last_error is not None or job.status is JobStatus.CANCELLED
+        return {**claimed, "claimToken": job.claim_token, "mayHaveBegun": has_been_held}
 
     def _open_server(self, row: Row) -> Server:
         server_id, name, host, port, username, *sealed, host_key = row
