@@ -15,8 +15,10 @@ import trio_asyncio
 from tests.worker_rig import WorkerRig, outcomes, running_worker, until, until_exists, until_idle
 from worker.api.client import QueueClient
 from worker.clock import now_ms
+from worker.demo.processes import all_pids, read_of
 from worker.demo.sshd import LocalServer, Sshd, open_sshd
 from worker.errors import HostKeyError, NoChannelError, QueueRefusedError
+from worker.ownership import ACKNOWLEDGE_SECONDS
 from worker.remote.address import Address
 from worker.remote.channel import Channel
 from worker.remote.connection import Connection, open_connection
@@ -123,7 +125,59 @@ def payloads(sshd: Sshd) -> list[Path]:
 
 def claims(sshd: Sshd) -> list[Path]:
     """Those of runs that were reported are forgotten."""
-    return list(sshd.server.home.glob(".cache/cronium/runs/*/go"))
+    runs = sshd.server.home.glob(".cache/cronium/runs/*")
+    # They point to nothing, and a glob by their name would not find them.
+    return [run / "go" for run in runs if (run / "go").is_symlink()]
+
+
+async def test_a_job_that_no_worker_had_starts_while_the_api_is_told_that_it_runs(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = an_sshd()
+    marker = tmp_path / "marker"
+    start = QueueClient.report_running
+
+    async def late(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
+        await until(marker.exists)
+        return await start(self, *args, **options)
+
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+        monkeypatch.setattr(QueueClient, "report_running", late)
+        began = trio.current_time()
+        report = await rig.run(f"touch {marker}; echo done", names)
+
+    assert report.executions[0].output == "done\n"
+    assert report.job.status == "completed"
+    assert trio.current_time() - began < ACKNOWLEDGE_SECONDS / 2
+
+
+async def test_a_job_that_was_cancelled_as_it_started_leaves_nothing(
+    an_sshd: OpenSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = an_sshd()
+    marker = tmp_path / "marker"
+    start = QueueClient.report_running
+
+    async with running_worker(tmp_path) as rig:
+        names = await after_one_job(rig, sshd)
+
+        async def late(
+            self: QueueClient,
+            job_id: str,
+            **options: Any,  # noqa: ANN401 passed on
+        ) -> Any:  # noqa: ANN401 passed on
+            await until(marker.exists)
+            rig.queue.store.cancel(job_id, now_ms())
+            return await start(self, job_id, **options)
+
+        monkeypatch.setattr(QueueClient, "report_running", late)
+        report = await rig.run(f"touch {marker}; exec sleep 100.123", names)
+        await until(lambda: not claims(sshd))
+
+    assert report.job.status == "cancelled"
+    assert outcomes(report) == {names[0]: ("cancelled", 130)}
+    assert not [pid for pid in all_pids() if b"100.123" in read_of(pid, "cmdline")]
 
 
 async def test_a_server_makes_ready_while_the_api_is_told_that_the_job_runs(
@@ -132,6 +186,7 @@ async def test_a_server_makes_ready_while_the_api_is_told_that_the_job_runs(
     sshd = an_sshd()
     start = QueueClient.report_running
     seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("worker.beginnings.FRESH_CLAIM_MS", 0)
 
     async def late(self: QueueClient, *args: Any, **options: Any) -> Any:  # noqa: ANN401 passed on
         await until(lambda: payloads(sshd))
@@ -158,6 +213,7 @@ async def test_what_was_made_ready_for_a_job_that_is_not_ours_goes_away_unstarte
     sshd = an_sshd()
     marker = tmp_path / "marker"
     refused = trio.Event()
+    monkeypatch.setattr("worker.beginnings.FRESH_CLAIM_MS", 0)
 
     async def refuse(*_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 as it comes
         await until(lambda: payloads(sshd))
