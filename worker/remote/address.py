@@ -13,6 +13,7 @@ _ipv6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
 
 
 def is_host(text: str) -> bool:
+    """Whether a resolver could be asked for it, be it a name or an address."""
     if len(text) > MAX_NAME:
         return False
     try:
@@ -57,4 +58,5 @@ def parse_address(text: str) -> Address:
 
 
 def is_user(text: str) -> bool:
+    """Whether an account could have that name."""
     return bool(text) and text.isprintable()
