@@ -1,7 +1,6 @@
 """One SQLite file: opening it, its migrations, transactions off the event loop."""
 
 import errno
-import fcntl
 import os
 import re
 import sqlite3
@@ -15,6 +14,7 @@ import structlog
 import trio
 
 from worker.errors import StateError
+from worker.file_lock import lock_within
 from worker.serial_thread import SerialThread, Work
 
 T = TypeVar("T")
@@ -26,6 +26,8 @@ _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 # A full disk, a failing one, another process's lock: worth waiting for.
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 STUCK_SECONDS = 1.0
+# How long another process's lock is waited for.
+BUSY_SECONDS = 10.0
 
 
 class Database:
@@ -66,7 +68,7 @@ class Database:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
         # Commands such as `queue submit` write to the file beside the server.
-        self._connection.execute("PRAGMA busy_timeout = 10000")
+        self._connection.execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
         self._migrate(migrations, is_allowed=migrate)
         # Readers never wait for the writer. It stays in the file: not in one that is not ours.
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -227,13 +229,13 @@ class Database:
 
 @contextmanager
 def _opening_alone(path: Path | str) -> Iterator[None]:
-    """While nobody else opens a database in that directory: of two that make its tables at once
-    one would fail."""
+    """While nobody else opens a database in that directory, as far as that can be had: of two that
+    make its tables at once one would fail."""
     with ExitStack() as opened:
         if isinstance(path, Path):
             # The directory, as to close the file itself would end SQLite's own locks on it.
             with suppress(OSError):  # may not be read, or is on a disk without locks
                 folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, folder)
-                fcntl.flock(folder, fcntl.LOCK_EX)
+                lock_within(folder, BUSY_SECONDS)
         yield

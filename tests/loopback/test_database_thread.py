@@ -1,6 +1,8 @@
 """What waits for the database together is committed together, and fails alone."""
 
+import fcntl
 import multiprocessing
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -278,3 +280,18 @@ def test_those_that_make_a_database_at_once_all_have_it(tmp_path: Path) -> None:
         process.join()
 
     assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_one_that_is_stuck_while_it_opens_a_database_holds_others_up_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0001_first.sql").write_text(SCHEMA)
+    monkeypatch.setattr("worker.database.BUSY_SECONDS", 0.2)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        Database(tmp_path / "one.db", tmp_path).close()
+    finally:
+        os.close(folder)
+
+    assert (tmp_path / "one.db").stat().st_size > 0

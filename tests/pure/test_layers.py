@@ -39,7 +39,7 @@ LAYERS = (
     ("sealing", "masking"),
     ("secret_index",),
     ("secret_forms",),
-    ("clock", "errors", "secret", "serial_thread", "signals", "standstill", "trigger"),
+    ("clock", "errors", "file_lock", "secret", "serial_thread", "signals", "standstill", "trigger"),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}

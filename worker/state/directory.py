@@ -3,15 +3,15 @@
 import fcntl
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TextIO
 
 from worker.database import Database
 from worker.errors import StateError, StateLockedError
+from worker.file_lock import lock_within
 
 DATABASE = "state.db"
 LOCK = "lock"
@@ -23,7 +23,7 @@ SPOOLS = "spool"
 MIGRATIONS = files("worker.state") / "migrations"
 
 # A command that asks for the `holder` has the lock itself for some microseconds.
-LOOKS, LOOK_SECONDS = 3, 0.05
+LOOKED_AT_SECONDS = 0.15
 
 
 @contextmanager
@@ -38,15 +38,13 @@ def open_state(directory: Path) -> Iterator[Database]:
     except OSError as error:
         raise StateError(f"CRONIUM_STATE_DIR {directory}: {error.strerror}") from error
     with lock:
-        try:
-            _take(lock)
-        except OSError:
+        if not _has(lock):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise StateLockedError(
                 f"CRONIUM_STATE_DIR {directory} is in use by another worker (pid {holder}); "
                 "each worker needs a state directory of its own"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -60,14 +58,11 @@ def open_state(directory: Path) -> Iterator[Database]:
             database.close()
 
 
-def _take(lock: TextIO) -> None:
-    """Raises BlockingIOError if another worker has it."""
-    for _ in range(LOOKS):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(LOOK_SECONDS)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _has(lock: TextIO) -> bool:
+    try:
+        return lock_within(lock.fileno(), LOOKED_AT_SECONDS)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -79,9 +74,7 @@ def open_shared(directory: Path, name: str) -> Iterator[Database]:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (directory / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two would make the tables at once
-            database = Database(directory / DATABASE, MIGRATIONS)
+        database = Database(directory / DATABASE, MIGRATIONS)
     except OSError as error:
         raise StateError(f"{name} {directory}: {error.strerror}") from error
     except (sqlite3.Error, StateError) as error:
