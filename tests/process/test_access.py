@@ -39,6 +39,9 @@ def call(tmp_path: Path, silent: int) -> Call:
         "runs": ("runs", "list", *access, *directory),
         "cache": ("cache", "deploy", *access, "--id", "1"),
         "run": ("run",),
+        "hosts": ("hosts", "list"),
+        "history": ("history",),
+        "outbox": ("outbox", "list"),
     }
 
     def call(name: str, **environ: str) -> Done:
@@ -67,6 +70,14 @@ def test_a_misspelt_variable_is_warned_of(name: str, call: Call) -> None:
         "cronium-worker: CRONIUM_SETUP_TIMOUT is not a setting of this program; "
         "did you mean CRONIUM_SETUP_TIMEOUT?\n" in done.stderr
     )
+
+
+@pytest.mark.parametrize("name", ["hosts", "history", "outbox"])
+def test_it_is_warned_of_by_what_looks_at_the_state_too(name: str, call: Call) -> None:
+    done = call(name, STATE_DIRR="x")
+
+    assert done.returncode == 0
+    assert "did you mean CRONIUM_STATE_DIR?\n" in done.stderr
 
 
 @pytest.mark.parametrize("name", ALL)

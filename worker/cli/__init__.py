@@ -75,5 +75,5 @@ def main() -> None:
     """Run Cronium's jobs on servers over SSH.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 69 service unavailable, 75 try
-    again later.
+    again later, 130 cut short by Ctrl-C.
     """

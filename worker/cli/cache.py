@@ -14,15 +14,16 @@ from worker.cli.access import (
     named_server,
     server_option,
 )
-from worker.cli.configured import load_without_queue, state_dir
-from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
+from worker.cli.configured import load_without_queue
+from worker.cli.exits import EXIT_FAILED, fail
 from worker.cli.parameters import Name
 from worker.cli.printing import print_json, print_table, silence_log
 from worker.cli.running import run
+from worker.cli.state import opened_state
 from worker.clock import now_ms, rfc3339
 from worker.direct.servers import NamedServer
 from worker.direct.visit import connect
-from worker.errors import RunnerMissingError, StateError
+from worker.errors import RunnerMissingError
 from worker.remote.address import Address
 from worker.remote.artifact import Artifact, load_artifact
 from worker.remote.connection import Connection
@@ -202,11 +203,8 @@ async def _deployed(connection: Connection) -> CachedRunner:
 
 @contextmanager
 def _cache() -> Iterator[RunnerCache]:
-    try:
-        with open_beside(state_dir()) as database:
-            yield RunnerCache(database)
-    except StateError as error:
-        fail(str(error), EXIT_CONFIGURATION)
+    with opened_state() as database:
+        yield RunnerCache(database)
 
 
 def _is_of(key: ServerKey, server: NamedServer) -> bool:

@@ -4,10 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
 from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.cli.state import warn_of_unknown_variables
 from worker.errors import ConnectError, SettingsError
 from worker.remote.known_hosts import KnownHostsFile
 from worker.settings import Settings
@@ -34,25 +33,11 @@ def load_without_queue() -> Settings:
 
     Warns of unknown variables, and ends the command where there are faults.
     """
-    _warn()
+    warn_of_unknown_variables()
     try:
         return load(os.environ, has_queue=False)
     except SettingsError as error:
         fail(str(error), EXIT_CONFIGURATION)
-
-
-def state_dir() -> Path:
-    """For a command that needs no more than that; warns and ends the command likewise."""
-    _warn()
-    try:
-        return settings.load_state_dir(os.environ)
-    except SettingsError as error:
-        fail(str(error), EXIT_CONFIGURATION)
-
-
-def _warn() -> None:
-    for warning in settings.unknown_variables(os.environ):
-        click.echo(f"cronium-worker: {warning}", err=True)
 
 
 def _faults_of(known_hosts: Path) -> tuple[str, ...]:

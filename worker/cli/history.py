@@ -1,30 +1,23 @@
 """`cronium-worker history`: the jobs that this worker ran."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from worker import settings
-from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.parameters import MOST_ROWS
 from worker.cli.printing import print_json, print_table
+from worker.cli.state import opened_state
 from worker.clock import rfc3339
-from worker.errors import SettingsError, StateError
 from worker.shown.names import folded
 from worker.shown.timeline import duration
-from worker.state.directory import open_beside
 from worker.state.history import History, PastJob
 
 
 @contextmanager
 def opened_history() -> Iterator[History]:
-    try:
-        with open_beside(settings.load_state_dir(os.environ)) as database:
-            yield History(database)
-    except (SettingsError, StateError) as error:
-        fail(str(error), EXIT_CONFIGURATION)
+    with opened_state() as database:
+        yield History(database)
 
 
 @click.command

@@ -8,17 +8,16 @@ from functools import partial
 import click
 import trio
 
-from worker.cli.configured import state_dir
-from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_UNAVAILABLE, fail
+from worker.cli.exits import EXIT_FAILED, EXIT_UNAVAILABLE, fail
 from worker.cli.host_key import HostKeyText
 from worker.cli.printing import print_json, print_table
 from worker.cli.running import name_account, run
+from worker.cli.state import opened_state
 from worker.clock import now_ms, rfc3339
-from worker.errors import ConnectError, HostKeyError, StateError
+from worker.errors import ConnectError, HostKeyError
 from worker.remote.address import Address, parse_address
 from worker.remote.given_keys import GivenKey, fingerprint
 from worker.remote.scan import host_key_with, shown_host_key
-from worker.state.directory import open_beside
 from worker.state.host_keys import HostKeys, Pin
 
 ANSWER_SECONDS = 20.0
@@ -165,11 +164,8 @@ async def _shown_pin(server: Address, key: GivenKey | None) -> Pin:
 
 @contextmanager
 def _pins() -> Iterator[HostKeys]:
-    try:
-        with open_beside(state_dir()) as database:
-            yield HostKeys(database)
-    except StateError as error:
-        fail(str(error), EXIT_CONFIGURATION)
+    with opened_state() as database:
+        yield HostKeys(database)
 
 
 def _told(pin: Pin) -> str:

@@ -1,17 +1,14 @@
 """`cronium-worker outbox`: what the API has not heard yet, or would not hear."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from worker import settings
-from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
+from worker.cli.exits import EXIT_FAILED, fail
 from worker.cli.printing import print_json, print_table
+from worker.cli.state import opened_state
 from worker.clock import now_ms, rfc3339
-from worker.errors import SettingsError, StateError
-from worker.state.directory import open_beside
 from worker.state.outbox import Outbox, WaitingEntry
 
 
@@ -98,11 +95,8 @@ def drop(entries: tuple[int, ...], yes: bool) -> None:
 
 @contextmanager
 def _outbox() -> Iterator[Outbox]:
-    try:
-        with open_beside(settings.load_state_dir(os.environ)) as database:
-            yield Outbox(database)
-    except (SettingsError, StateError) as error:
-        fail(str(error), EXIT_CONFIGURATION)
+    with opened_state() as database:
+        yield Outbox(database)
 
 
 def _tell_missing(missing: list[int]) -> None:

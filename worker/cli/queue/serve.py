@@ -60,9 +60,8 @@ def serve(
 
     The runtime API, at the same address, is served if there is a secret for it: --jwt-secret-file,
     CRONIUM_JWT_SECRET or CRONIUM_JWT_SECRET_FILE. Workers need the same one, and this address as
-    CRONIUM_RUNTIME_URL.
-    Without it their scripts have variables all the same, by the queue API. There are no tool
-    actions.
+    CRONIUM_RUNTIME_URL. Without it their scripts have variables all the same, by the queue API.
+    There are no tool actions.
 
     \b
     Example:
