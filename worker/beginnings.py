@@ -45,13 +45,13 @@ class Beginnings:
         the job `is_alone` that saves time even if the API is not waited for; else it costs some, as
         a run comes in two pieces.
         """
-        is_first = _is_surely_ours(job, flight)
+        is_sure = _is_surely_ours(job, flight)
         try:
             async with trio.open_nursery() as nursery:
-                if len(plan.executions) <= MOST_STAGED and (is_alone or not is_first):
+                if len(plan.executions) <= MOST_STAGED and (is_alone or not is_sure):
                     for execution in plan.executions:
                         nursery.start_soon(self._stage, plan, execution)
-                if is_first:
+                if is_sure:
                     is_ours = await self._begin_untold(plan, job, flight, began_at)
                 else:
                     is_ours = await self._begin(plan, job, flight, began_at)

@@ -1,9 +1,15 @@
-"""`scripts/bench` on two rows that take no time."""
+"""`scripts/bench` on two rows that take no time, and what it holds processes by."""
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+from tests.bench import processes
+from tests.process.runner_rig import wait_until
 
 ROWS = ("version-start", "probe-cpu")
 
@@ -36,3 +42,21 @@ def test_rows_are_written_as_json_and_a_missed_target_fails_the_check(tmp_path: 
     assert missed.returncode == 1, missed.stderr
     assert "missed: version-start" in missed.stdout
     assert missed_rows["version-start"]["ok"] is False
+
+
+@pytest.mark.quiet(seconds=2)
+def test_a_held_process_uses_its_share_and_goes_on_afterwards() -> None:
+    spinning = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", spinning]) as process:
+        try:
+            before = processes.cpu_seconds(process.pid)
+            began = time.monotonic()
+            with processes.held([process.pid], 0.2):
+                time.sleep(1)
+                held = processes.cpu_seconds(process.pid) - before
+            seconds = time.monotonic() - began
+            wait_until(lambda: processes.cpu_seconds(process.pid) - before > 1, "it goes on")
+        finally:
+            process.kill()
+
+    assert held < 0.3 * seconds
