@@ -116,6 +116,9 @@ class Intake:
                 if trio.current_time() >= look_again_at:
                     look_again_at = math.inf
                     has_looked = await self.release_orphans()
+            # It waits for a delivery, which has a limit of its own.
+            self.due_at = math.inf
+            await self._relay.wait_abreast()
             self.due_at = trio.current_time() + ROUND_SECONDS
             # The queue counts held jobs against the poll, so ask for as many more.
             began = trio.current_time()

@@ -21,7 +21,11 @@ from worker.verdicts import Aftermath, Delivered, Disowned, Later, Verdict, log_
 log = structlog.get_logger()
 
 # Deliveries at once; a job's own entries go one after another.
-CONCURRENT_DELIVERIES = 8
+CONCURRENT_DELIVERIES = 16
+# Jobs that have ended and of which nothing was told since, heard or not: with so many no more are
+# claimed. A busy worker would fall ever further behind, as its claims bring several jobs each.
+MOST_UNTOLD = 100
+UNTOLD_LOOK_SECONDS = 1.0
 # No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
 LOOK_SECONDS = 60.0
 DELIVERY_SECONDS = 600.0
@@ -34,13 +38,15 @@ GATHER_MS = 100
 class LastWord:
     """What becomes of the entry that ends a job: `accepted` once `said` is set.
 
-    `is_kept` from when that entry is in the outbox for sure.
+    `is_kept` from when that entry is in the outbox for sure, `is_tried` from when the job was told
+    of once since, whatever came of it.
     """
 
     def __init__(self, *, is_kept: bool = False) -> None:
         self.said = trio.Event()
         self.accepted = False
         self.is_kept = is_kept
+        self.is_tried = False
 
     def say(self, *, accepted: bool) -> None:
         self.accepted = accepted
@@ -71,6 +77,7 @@ class Relay:
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
+        self._told = trio.Event()
         # Gives the action that lets go of a job's present flight. It is done where a delivery finds
         # that the job is another worker's, before the state forgets the job.
         self.letting_go: Callable[[str], Callable[[], object]] = lambda _job_id: lambda: None
@@ -222,6 +229,18 @@ class Relay:
         for job_id in await self._database.run(self._outbox.pending_jobs):
             await self.wait_said(job_id)
 
+    async def wait_abreast(self) -> None:
+        """Until the end of most jobs has been told, or tried to be: an API that hears of none of
+        them holds up no job."""
+        while len(self._last_words) >= MOST_UNTOLD and self._untold >= MOST_UNTOLD:
+            self._told = trio.Event()
+            with trio.move_on_after(UNTOLD_LOOK_SECONDS):
+                await self._told.wait()
+
+    @property
+    def _untold(self) -> int:
+        return sum(not word.is_tried for word in self._last_words.values())
+
     async def is_done(self) -> bool:
         """Whether nothing is left to be said or done by the next worker on this state."""
         return not await self._database.run(self._runs.running)
@@ -331,6 +350,7 @@ class Relay:
                 # While it is told of, the job may be claimed anew: that is none of this.
                 let_go = self.letting_go(job_id)
                 told = await self._tell(go)
+                self._note_tried(job_id)
                 if any(isinstance(verdict, Disowned) for _, verdict in told):
                     let_go()
                 go = await self._record(job_id, told)
@@ -341,6 +361,12 @@ class Relay:
                         self._is_behind = True
                     if not isinstance(verdict, Later):
                         self._settle(queued.entry, verdict)
+
+    def _note_tried(self, job_id: str) -> None:
+        word = self._last_words.get(job_id)
+        if word is not None and word.is_kept:
+            word.is_tried = True
+            self._told.set()
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
         """All at once where that can be, else one after another, until one must wait or the job is

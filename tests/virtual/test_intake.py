@@ -3,6 +3,8 @@
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import copy
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -10,11 +12,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import NO_ANSWER, FakeQueue, Rig, relay_rig
+from tests.fakes import NO_ANSWER, FakeQueue, Rig, Slow, relay_rig
 from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody, decode_claim
 from worker.errors import ProtocolError, QueueRefusedError
 from worker.intake import GRANTED_SECONDS, Intake
 from worker.jobs import Jobs
+from worker.state.outbox import Entry, Kind
 
 
 class FakeJobs:
@@ -104,6 +107,22 @@ async def test_a_claim_asks_for_as_many_jobs_as_slots_are_free(
         await trio.sleep(1)
 
     assert [count for _, count in rig.queue.polls] == [5, 3]
+
+
+async def test_no_job_is_claimed_while_too_many_ends_are_yet_to_be_told(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    ended = [f"job_{number}" for number in range(100)]
+    for job in ended:
+        rig.queue.fault("complete", job, Slow(10))
+        entry = Entry(job, Kind.COMPLETE, job, b'{"status": "completed"}')
+        await rig.relay.put_last(job, partial(copy, entry), also=lambda: None)
+
+    async with claiming(rig, FakeJobs()):
+        await trio.sleep(9)
+        assert not rig.queue.polls
+        await trio.sleep(2)
+        assert rig.queue.polls
 
 
 async def test_slots_that_are_freed_at_about_the_same_time_are_filled_by_one_poll(

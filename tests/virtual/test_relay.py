@@ -522,8 +522,8 @@ async def test_a_row_that_must_wait_holds_back_those_that_were_to_go_with_it(
     assert rig.queue.said("read")[0] == ("read", "job_1")
 
 
-async def test_at_most_8_deliveries_go_at_once(autojump_clock: MockClock, rig: Rig) -> None:
-    jobs = [f"job_{number}" for number in range(20)]
+async def test_at_most_16_deliveries_go_at_once(autojump_clock: MockClock, rig: Rig) -> None:
+    jobs = [f"job_{number}" for number in range(36)]
     for job in jobs:
         rig.queue.fault("complete", job, Slow(10))
     began = trio.current_time()
@@ -531,7 +531,7 @@ async def test_at_most_8_deliveries_go_at_once(autojump_clock: MockClock, rig: R
     await delivered(rig, *map(complete, jobs))
 
     starts = [round(call.at - began) for call in rig.queue.calls if call.method == "complete"]
-    assert starts == [0] * 8 + [10] * 8 + [20] * 4
+    assert starts == [0] * 16 + [10] * 16 + [20] * 4
 
 
 async def test_jobs_that_begin_hold_up_no_delivery_of_others(
@@ -632,6 +632,30 @@ async def test_a_result_that_is_too_large_without_any_output_is_parked(
     await delivered(rig, complete())
 
     assert len(rig.parked()) == 1
+
+
+@pytest.mark.parametrize(("fault", "seconds"), [(Slow(10), 10), (BUSY, 0)])
+async def test_a_worker_is_not_abreast_while_100_ends_are_yet_to_be_told(
+    autojump_clock: MockClock, rig: Rig, fault: Exception | Slow, seconds: float
+) -> None:
+    jobs = [f"job_{number}" for number in range(115)]
+    for job in jobs:
+        rig.queue.fault("complete", job, *100 * [fault])
+    for job in jobs[:99]:
+        await rig.relay.put_last(job, partial(complete, job), also=lambda: None)
+    with trio.fail_after(1):
+        await rig.relay.wait_abreast()
+    for job in jobs[99:]:
+        await rig.relay.put_last(job, partial(complete, job), also=lambda: None)
+    began = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.relay.run)
+        await rig.relay.wait_abreast()
+        nursery.cancel_scope.cancel()
+
+    # 115 less the first 16; an end that is not taken has been tried too.
+    assert trio.current_time() - began == pytest.approx(seconds, abs=0.1)
 
 
 async def test_nobody_waits_for_the_end_of_a_job_that_an_operator_has_dropped(
