@@ -14,6 +14,8 @@ from worker.crew import Surroundings
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.setup import run_request
 from worker.flight import Flight
+from worker.live import RUNNING_AFTER_SECONDS
+from worker.notice import Notice
 from worker.ownership import Ownership
 from worker.report import create_entries, row_of
 from worker.state.history import Begun
@@ -43,7 +45,7 @@ class Beginnings:
 
         What servers have prepared and is not started within the block is dropped at its end. Where
         the job `is_alone` that saves time even if the API is not waited for; else it costs some, as
-        a run comes in two pieces.
+        a run comes in two pieces. One that is not, and is soon over, is told of by its end alone.
         """
         is_sure = _is_surely_ours(job, flight)
         try:
@@ -52,7 +54,9 @@ class Beginnings:
                     for execution in plan.executions:
                         nursery.start_soon(self._stage, plan, execution)
                 if is_sure:
-                    is_ours = await self._begin_untold(plan, job, flight, began_at)
+                    after_seconds = 0 if is_alone else RUNNING_AFTER_SECONDS
+                    notice = Notice(len(plan.executions), after_seconds=after_seconds)
+                    is_ours = await self._begin_untold(plan, job, flight, notice, began_at)
                 else:
                     is_ours = await self._begin(plan, job, flight, began_at)
             yield is_ours
@@ -98,7 +102,9 @@ class Beginnings:
             self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
         )
 
-    async def _begin_untold(self, plan: Plan, job: JobBody, flight: Flight, began_at: int) -> bool:
+    async def _begin_untold(
+        self, plan: Plan, job: JobBody, flight: Flight, notice: Notice, began_at: int
+    ) -> bool:
         """Keep the job, and no more: it is ours, and the API can be told while it runs."""
         begin = self._keeping(plan, job, began_at)
         async with self._relay.held(plan.job_id):
@@ -106,12 +112,13 @@ class Beginnings:
         if is_over:
             log.info("result_stored_already")
         else:
-            flight.told = trio.Event()
+            flight.notice = notice
         return not is_over
 
     async def tell(self, plan: Plan, flight: Flight) -> None:
         """Tell the API, if it was not, that the job runs; ends the flight where it is not ours."""
-        if flight.told.is_set():
+        notice = flight.notice
+        if notice is None or not await notice.is_due():
             return
         async with self._relay.held(plan.job_id):
             is_ours = await self._ownership.may_start(flight, map(row_of, create_entries(plan)))
@@ -119,7 +126,7 @@ class Beginnings:
             flight.disown()
         elif not flight.has_rows:
             await self._relay.put(*create_entries(plan))
-        flight.told.set()
+        notice.give()
 
     async def _keep_and_start(
         self, plan: Plan, flight: Flight, begin: Callable[[], object]

@@ -138,7 +138,7 @@ class Crew:
             trace=self._trace.execution(execution) if known is None else ExecutionTrace(),
             known=known,
             kept_bytes=STREAM_BYTES if settings.jobs.history_bytes else 0,
-            told=self._flight.told,
+            notice=self._flight.notice,
             on_begun=self.begun.add,
         )
 

@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from worker.clock import now_ms
+from worker.notice import Notice
 from worker.trigger import Trigger
 
 log = structlog.get_logger()
@@ -24,9 +25,8 @@ class Flight:
         self.cancelled = Trigger()
         # Whether an earlier worker had it, whose scripts may run still.
         self.may_have_begun = False
-        # Not set while it runs and the API is yet to be told so: no row, and no end, comes before.
-        self.told = trio.Event()
-        self.told.set()
+        # Where it was started before the API was told so.
+        self.notice: Notice | None = None
         # Whether the API has a row for each of its executions.
         self.has_rows = False
         # The API has heard, or will hear from the outbox, how the job ended.

@@ -13,9 +13,10 @@ from worker.dispatch.result import ServerResult
 from worker.dispatch.server import NOTHING_RECEIVED, ServerExecution
 from worker.masked import mask_result
 from worker.masking import Masker
+from worker.notice import Notice
 from worker.printed import Printed
 from worker.relay import Relay
-from worker.report import live_body, running_entry, update_entry
+from worker.report import create_entry, live_body, running_entry, update_entry
 from worker.snapshot import ExecutionNow
 from worker.state.outbox import Entry
 from worker.state.runs import RunStore
@@ -30,7 +31,7 @@ class ReportedExecution:
 
     `known` is its result, where an earlier worker had it already. Of each stream `kept_bytes` stay
     in the history. `on_begun` is called with this child once its script is known to run. Of its end
-    nothing is said before `told` is set.
+    nothing is said before the API has had `notice` of its job, or along with that.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ReportedExecution:
         trace: ExecutionTrace,
         known: ServerResult | None,
         kept_bytes: int,
-        told: trio.Event,
+        notice: Notice | None,
         on_begun: Callable[["ReportedExecution"], object],
     ) -> None:
         self._plan = plan
@@ -59,7 +60,7 @@ class ReportedExecution:
         self._trace = trace
         self._known = known
         self._result = known
-        self._told = told
+        self._notice = notice
         self._on_begun = on_begun
         # In Unix milliseconds.
         self._begun_at: int | None = None
@@ -129,14 +130,19 @@ class ReportedExecution:
             error=result.error,
         )
         self._trace.ended(result, self._received_bytes)
-        if not self._told.is_set():
-            await self._told.wait()
+        if self._notice is not None:
+            await self._notice.wait_given()
         await self._relay.put_rows(
             self._plan.job_id,
-            lambda: [update_entry(self._plan, result, self._printed.captures)],
+            partial(self._final_entries, result),
             also=partial(self._keep, result),
         )
         return result
+
+    def _final_entries(self, result: ServerResult) -> list[Entry]:
+        is_made = self._notice is None or not self._notice.goes_along
+        made = [] if is_made else [create_entry(self._plan, self._execution)]
+        return [*made, update_entry(self._plan, result, self._printed.captures)]
 
     def _keep(self, result: ServerResult) -> None:
         self._runs.ended(

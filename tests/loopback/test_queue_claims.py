@@ -152,6 +152,23 @@ async def test_a_job_is_started_once_with_its_rows(tmp_path: Path) -> None:
             assert statuses(queue, job_id) == {"e1": "COMPLETED", "e2": "queued", "e3": "queued"}
 
 
+async def test_a_job_that_nobody_said_was_running_started_with_its_first_execution(
+    tmp_path: Path,
+) -> None:
+    with trio.fail_after(25):
+        async with running_queue(tmp_path) as queue, queue.client() as client:
+            job_id = queue.submit(servers=2)
+            (job,) = await claim(client)
+            late, soon = updated("e1"), updated("e2")
+            late["update"]["startedAt"] = "2026-01-02T03:04:06.000Z"
+            soon["update"]["startedAt"] = "2026-01-02T03:04:05.000Z"
+            rows = [created("e1"), late, created("e2", server="2"), soon]
+
+            ended = await complete(client, job_id, job["claimToken"], *rows)
+
+            assert ended.json()["job"]["startedAt"] == "2026-01-02T03:04:05.000Z"
+
+
 async def test_a_job_that_was_cancelled_is_not_revived_and_ends_as_such(tmp_path: Path) -> None:
     with trio.fail_after(25):
         async with running_queue(tmp_path) as queue, queue.client() as client:

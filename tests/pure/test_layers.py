@@ -39,7 +39,17 @@ LAYERS = (
     ("sealing", "masking"),
     ("secret_index",),
     ("secret_forms",),
-    ("clock", "errors", "file_lock", "secret", "serial_thread", "signals", "standstill", "trigger"),
+    (
+        "clock",
+        "errors",
+        "file_lock",
+        "notice",
+        "secret",
+        "serial_thread",
+        "signals",
+        "standstill",
+        "trigger",
+    ),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}

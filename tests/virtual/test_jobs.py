@@ -127,7 +127,7 @@ async def ran(rig: Rig, jobs: Jobs, job: JobBody) -> Slots:
         await jobs.run(job)
         await rig.relay.wait_empty()
         nursery.cancel_scope.cancel()
-    assert jobs.ids == ()
+    assert job.id not in jobs.ids
     return slots
 
 
@@ -318,6 +318,59 @@ async def test_a_job_that_nobody_had_is_started_while_the_api_is_told_that_it_ru
         nursery.start_soon(ran, rig, jobs, a_first_claim(rig))
         await trio.sleep(1)
         assert (kept(rig), network.open, rig.queue.said()) == (["job_1"], 1, [("status", "job_1")])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_among_others_that_is_soon_over_is_told_of_by_its_end_alone(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    servers = [a_server(number, password=None) for number in (1, 2)]
+    async with among_others(rig, jobs):
+        await ran(rig, jobs, a_first_claim(rig, *servers))
+
+    assert [call for call in rig.queue.said() if "job_2" not in call[1]] == [("complete", "job_1")]
+    assert rig.queue.rows["exec_job_1_1_0"] == rig.queue.rows["exec_job_1_2_0"]
+    assert rig.queue.rows["exec_job_1_1_0"] == ["queued", "FAILED"]
+
+
+async def test_a_job_among_others_that_runs_on_is_told_of_within_a_second(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, network: BlackHole
+) -> None:
+    servers = a_server(1), a_server(2, password=None)
+    async with among_others(rig, jobs), trio.open_nursery() as nursery:
+        began = trio.current_time()
+        nursery.start_soon(ran, rig, jobs, a_first_claim(rig, *servers))
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+
+    (told_at,) = rig.queue.times("status", "job_1")
+    assert told_at - began == pytest.approx(1, abs=0.1)
+    # Of the one that ended before that, too.
+    assert rig.queue.rows["exec_job_1_2_0"] == ["queued", "FAILED"]
+
+
+async def test_a_job_among_others_that_is_not_ours_is_let_go_of_at_its_end(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs
+) -> None:
+    job = a_first_claim(rig, a_server(1, password=None))
+    async with among_others(rig, jobs):
+        rig.queue.tokens["job_1"] = "a later one"
+        slots = await ran(rig, jobs, job)
+
+    assert [call for call in rig.queue.said() if "job_2" not in call[1]] == [("complete", "job_1")]
+    assert not rig.queue.completions
+    assert (slots.freed, kept(rig)) == (1, ["job_2"])
+
+
+@asynccontextmanager
+async def among_others(rig: Rig, jobs: Jobs) -> AsyncIterator[None]:
+    """While another job is in flight."""
+    async with trio.open_nursery() as nursery:
+        other = msgspec.structs.replace(a_job(a_server(1)), id="job_2")
+        assert jobs.admit(other.id, Slots().free)
+        nursery.start_soon(jobs.run, other)
+        await trio.sleep(1)
+        yield
         nursery.cancel_scope.cancel()
 
 

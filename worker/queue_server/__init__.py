@@ -13,6 +13,6 @@ What it has beyond the app, and the worker uses where it is offered:
   `fail`, and `executions` below the job, which creates and updates rows. The others may have such
   rows along as `executions`. Each takes effect as a whole or not at all;
 - a job of a claim that no worker has had before says so (`mayHaveBegun` is false): its worker may
-  start it at once, and tell that it runs meanwhile;
+  start it at once, and tell that it runs meanwhile, or of its end alone where that is soon;
 - an error's `details` say what was wrong with a body.
 """

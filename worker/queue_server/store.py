@@ -488,8 +488,8 @@ class Store:
         """Keep how the job ended, and `rows`; the second time, and for a finished job, change
         nothing.
 
-        A cancelled job keeps its status and gets the result. Raises UnknownNameError,
-        NotClaimedError.
+        A cancelled job keeps its status and gets the result. One that nobody said was running
+        started with the first of its executions. Raises UnknownNameError, NotClaimedError.
         """
         with self._database.transaction() as tx:
             job = _load_claimed(tx, job_id, claimant)
@@ -501,6 +501,9 @@ class Store:
             tx.execute(
                 """
                 UPDATE jobs SET status = ?1, outcome = ?2, result = ?3, stdout = ?4, stderr = ?5,
+                    started_at = coalesce(
+                        started_at, (SELECT min(started_at) FROM executions WHERE job_id = ?7)
+                    ),
                     completed_at = ?6, reported_at = ?6, updated_at = ?6, lease_until = NULL
                 WHERE id = ?7
                 """,
