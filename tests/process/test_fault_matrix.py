@@ -87,7 +87,11 @@ def acknowledged_by_the_app(scene: Scene) -> Point:
 def connecting(scene: Scene) -> Point:
     scene.stall()
     scene.submit()
-    wait_for(lambda: len(scene.sessions()) == len(scene.lines), "a connection")
+    # Not of the sessions alone: that of who looked whether sshd is up may not be over yet.
+    wait_for(
+        lambda: all(scene.connections()) and len(scene.sessions()) == len(scene.lines),
+        "a connection",
+    )
     return Point(_nothing)
 
 
