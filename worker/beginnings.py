@@ -54,9 +54,9 @@ class Beginnings:
                     for execution in plan.executions:
                         nursery.start_soon(self._stage, plan, execution)
                 if is_sure:
+                    is_ours = await self._begin_untold(plan, job, began_at)
                     after_seconds = 0 if is_alone else RUNNING_AFTER_SECONDS
-                    notice = Notice(len(plan.executions), after_seconds=after_seconds)
-                    is_ours = await self._begin_untold(plan, job, flight, notice, began_at)
+                    flight.notice = Notice(len(plan.executions), after_seconds=after_seconds)
                 else:
                     is_ours = await self._begin(plan, job, flight, began_at)
             yield is_ours
@@ -102,17 +102,13 @@ class Beginnings:
             self._runs.begin, plan.job_id, wire.encode(job), now=began_at, begun=_begun(plan)
         )
 
-    async def _begin_untold(
-        self, plan: Plan, job: JobBody, flight: Flight, notice: Notice, began_at: int
-    ) -> bool:
+    async def _begin_untold(self, plan: Plan, job: JobBody, began_at: int) -> bool:
         """Keep the job, and no more: it is ours, and the API can be told while it runs."""
         begin = self._keeping(plan, job, began_at)
         async with self._relay.held(plan.job_id):
             is_over = await self._relay.supersede(plan.job_id, begin=begin)
         if is_over:
             log.info("result_stored_already")
-        else:
-            flight.notice = notice
         return not is_over
 
     async def tell(self, plan: Plan, flight: Flight) -> None:

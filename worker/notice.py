@@ -13,7 +13,7 @@ class Notice:
         self._running = executions
         self._after_seconds = after_seconds
         self._is_given = trio.Event()
-        # Whether somebody tells it now: then it goes along with nothing.
+        # Whether it is told by itself, now or before: then it does not go along with an end.
         self._is_due = False
         # Whether the rows of the executions are to be made with what is said of their ends.
         self.goes_along = False

@@ -25,6 +25,7 @@ CONCURRENT_DELIVERIES = 16
 # Jobs that have ended and of which nothing was told since, heard or not: with so many no more are
 # claimed. A busy worker would fall ever further behind, as its claims bring several jobs each.
 MOST_UNTOLD = 100
+# Some are void without being told of: the job is another's, or an operator has dropped its end.
 UNTOLD_LOOK_SECONDS = 1.0
 # No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
 LOOK_SECONDS = 60.0
@@ -77,7 +78,7 @@ class Relay:
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
         self._last_words: dict[str, LastWord] = {}
-        self._told = trio.Event()
+        self._tried = trio.Event()
         # Gives the action that lets go of a job's present flight. It is done where a delivery finds
         # that the job is another worker's, before the state forgets the job.
         self.letting_go: Callable[[str], Callable[[], object]] = lambda _job_id: lambda: None
@@ -232,14 +233,10 @@ class Relay:
     async def wait_abreast(self) -> None:
         """Until the end of most jobs has been told, or tried to be: an API that hears of none of
         them holds up no job."""
-        while len(self._last_words) >= MOST_UNTOLD and self._untold >= MOST_UNTOLD:
-            self._told = trio.Event()
+        while sum(not word.is_tried for word in self._last_words.values()) >= MOST_UNTOLD:
+            self._tried = trio.Event()
             with trio.move_on_after(UNTOLD_LOOK_SECONDS):
-                await self._told.wait()
-
-    @property
-    def _untold(self) -> int:
-        return sum(not word.is_tried for word in self._last_words.values())
+                await self._tried.wait()
 
     async def is_done(self) -> bool:
         """Whether nothing is left to be said or done by the next worker on this state."""
@@ -366,7 +363,7 @@ class Relay:
         word = self._last_words.get(job_id)
         if word is not None and word.is_kept:
             word.is_tried = True
-            self._told.set()
+            self._tried.set()
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
         """All at once where that can be, else one after another, until one must wait or the job is
