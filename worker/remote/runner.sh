@@ -74,6 +74,16 @@ is_process() {
     identify "$1" && [ "$started" = "$2" ]
 }
 
+# By fd $1: a directory of /proc is of that process alone, whoever has its number later.
+pin() {
+    { eval "exec $1<&-" && eval "command exec $1</proc/$2"; } 2>/dev/null
+}
+
+# Whether what fd $1 pins lives, where we may know: to read who it is takes a shell a call for each byte.
+is_pinned() {
+    [ -e "/proc/self/fd/$1/exe" ]
+}
+
 # Sets target.
 read_link() {
     target=$(ls -ld "$1" 2>/dev/null)
@@ -176,7 +186,7 @@ open_named_pipe() {
 # The supervisor: starts the runs of one call, one after the other, and outlives the call with its last. As much as
 # possible is done before an order comes, since all that follows one delays the script's first instruction. Orders
 # come on fd 0, verdicts go to fd 3; 7 and 5 are the ends of the pipe to the process that becomes the script, 8 and
-# 9 those of the pipe to the ticker.
+# 9 those of the pipe to the ticker; 4 and 6 pin the one and the other.
 
 supervise() {
     nonce=$2 nests=$3 cgroup=$4 is_ahead=$5
@@ -230,7 +240,7 @@ supervise() {
 starts=0 spent=0 script_pid=''
 
 is_ready() {
-    [ -n "$script_pid" ] && is_process "$script_pid" "$script_started"
+    [ -n "$script_pid" ] && { is_pinned 4 || is_process "$script_pid" "$script_started"; }
 }
 
 # Starts what becomes the script, and enters its cgroup now: that takes an RCU grace period, 10 ms and more.
@@ -241,6 +251,7 @@ prepare_script() {
     starts=$((starts + 1))
     become_script &
     script_pid=$!
+    pin 4 "$script_pid"
     identify "$script_pid"
     script_started=$started
 }
@@ -319,6 +330,7 @@ start_ticker() {
         command eval 'tick & ticker=$!' 2>/dev/null
         # And there the ticker comes to, should it be the one that can have none.
         [ -z "$is_ticker" ] || exit
+        pin 6 "${ticker:-none}"
         identify "${ticker:-none}"
         ticker_started=$started
         exec 9<&-
@@ -339,14 +351,14 @@ renew_ticker() {
 }
 
 has_ticker() {
-    [ -n "$ticker" ] && is_process "$ticker" "$ticker_started"
+    [ -n "$ticker" ] && { is_pinned 6 || is_process "$ticker" "$ticker_started"; }
 }
 ticker='' is_ticker=''
 
 # For each run: wakes its starter once, by a line among the verdicts, and us when the run is to be ended.
 tick() {
     is_ticker=1
-    exec 0<&9 7>&- 8>&- 5<&- 9<&-
+    exec 0<&9 4<&- 5<&- 6<&- 7>&- 8>&- 9<&-
     trap '' URG
     # Should we end early, as where no more processes can be had: the starter is not to wait for our word, and
     # the supervisor is to notice.
@@ -385,7 +397,7 @@ rest() {
 
 # Not by the record alone, which a script could have made up, nor by a directory that was deleted.
 is_at_end() {
-    ! is_process "$script_pid" "$script_started" && { find_record || is_gone; }
+    { find_record || is_gone; } && ! is_process "$script_pid" "$script_started"
 }
 
 # Has the ticker go on to the next run.
@@ -489,7 +501,7 @@ probe_signals() {
 # Is told which run it is for, or sees that there will be none.
 become_script() {
     # Not where it is called: a shell keeps what a function's call closes.
-    exec 3>&- 7>&- 8>&-
+    exec 3>&- 4<&- 6<&- 7>&- 8>&-
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
     read -r root id token interpreter <&5 || exit
