@@ -126,7 +126,8 @@ class Scene:
 
     def runs(self) -> list[Path]:
         """What the servers keep of runs, but for tombstones."""
-        return [path for home in self.homes for path in _root(home).glob("runs/*")]
+        places = ("runs/*", "rooms/*/go")
+        return [path for home in self.homes for each in places for path in _root(home).glob(each)]
 
     def tombstones(self) -> list[str]:
         return [path.name for home in self.homes for path in _root(home).glob("forgotten/*")]

@@ -244,8 +244,7 @@ cronium.getVariable K
             rig.drain.set()
             await rig.until(job_id, "queued")
             go.touch()
-            (run,) = server.server.home.glob(f".cache/cronium/runs/exec_{job_id}_*")
-            while not list(run.glob("calls.*/*.req")):
+            while not list(server.server.home.glob(".cache/cronium/rooms/*/calls/*.req")):
                 await trio.sleep(0.01)
 
             async with worker_on(rig.queue, tmp_path / "state-2") as second:

@@ -227,8 +227,9 @@ async def test_a_shell_that_refuses_commands_is_not_deployed(tmp_path: Path, ope
     assert "go away" in told(report, names[0])
 
 
-async def test_a_run_whose_spool_is_deleted_is_lost_with_the_output_received(
-    sshd: Sshd, tmp_path: Path
+@pytest.mark.parametrize("place", ["runs", "rooms"])
+async def test_a_run_whose_claim_or_spool_is_deleted_is_lost_with_the_output_received(
+    place: str, sshd: Sshd, tmp_path: Path
 ) -> None:
     mark = tmp_path / "started"
     async with running_worker(tmp_path) as rig:
@@ -238,7 +239,7 @@ async def test_a_run_whose_spool_is_deleted_is_lost_with_the_output_received(
             await until_exists(mark)
             await _printed(rig, job_id)
 
-            shutil.rmtree(sshd.server.home / ".cache" / "cronium" / "runs")
+            shutil.rmtree(sshd.server.home / ".cache" / "cronium" / place)
             sshd.kill_sessions()
             report = await rig.finished(job_id)
 

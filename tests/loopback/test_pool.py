@@ -120,14 +120,12 @@ async def test_a_job_on_a_quiet_connection_finds_a_run_that_waits_for_it(
 
 def payloads(sshd: Sshd) -> list[Path]:
     """Of runs that have not begun, or go on."""
-    return list(sshd.server.home.glob(".cache/cronium/runs/*/in.*/input"))
+    return list(sshd.server.home.glob(".cache/cronium/rooms/*/in/input"))
 
 
 def claims(sshd: Sshd) -> list[Path]:
     """Those of runs that were reported are forgotten."""
-    runs = sshd.server.home.glob(".cache/cronium/runs/*")
-    # They point to nothing, and a glob by their name would not find them.
-    return [run / "go" for run in runs if (run / "go").is_symlink()]
+    return list(sshd.server.home.glob(".cache/cronium/runs/*"))
 
 
 async def test_a_job_that_no_worker_had_starts_while_the_api_is_told_that_it_runs(

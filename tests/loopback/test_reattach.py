@@ -101,10 +101,12 @@ async def test_what_another_worker_has_told_of_a_run_is_not_told_anew(
         with trio.fail_after(40):
             job = rig.submit(f"touch {tmp_path}/begun; sleep 3", names)
             await until_exists(tmp_path / "begun")
-            (run,) = (path for path in tmp_path.rglob("runs/exec_*") if path.is_dir())
-            shutil.rmtree(run)
-            (run.parent.parent / "forgotten").mkdir(exist_ok=True)
-            (run.parent.parent / "forgotten" / run.name).touch()
+            (claim,) = tmp_path.rglob("runs/exec_*")
+            root = claim.parents[1]
+            shutil.rmtree(root / "rooms" / claim.read_text().strip())
+            claim.unlink()
+            (root / "forgotten").mkdir(exist_ok=True)
+            (root / "forgotten" / claim.name).touch()
             drop_connections(rig)
             await asked.wait()
             await trio.sleep(0.5)

@@ -325,7 +325,7 @@ class Server:
     def stage(self, call: Call, run_id: str, script: bytes) -> None:
         """All but the last line of a payload, and until that has been taken in."""
         call.send(line_message(run_id, payload(script)).removesuffix(LAST_LINE))
-        wait_until(lambda: list(self.directory(run_id).glob("in.*/input")), "it has been taken in")
+        wait_until(self._has_one_that_is_staged, "it has been taken in")
 
     def run(self, run_id: str, body: bytes, *, limit_seconds: int = 60) -> Call:
         """`run`, up to the end of the script."""
@@ -338,14 +338,32 @@ class Server:
         call = self.call(*arguments)
         return call.finish(), call
 
-    def directory(self, run_id: str) -> Path:
+    def claim(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
+
+    def directory(self, run_id: str) -> Path:
+        """Its room, also where it is not claimed yet; its claim's path where there is none."""
+        claim = self.claim(run_id)
+        if claim.is_file() and (name := claim.read_text().strip()):
+            return self.root / "rooms" / name
+        for owner in self.root.glob("rooms/*/go"):
+            if owner.read_text().split()[1:] == [run_id]:
+                return owner.parent
+        return claim
+
+    def rooms(self) -> list[Path]:
+        return list(self.root.glob("rooms/*"))
+
+    def _has_one_that_is_staged(self) -> bool:
+        return any(
+            (room / "in/input").exists() and not (room / "go").exists() for room in self.rooms()
+        )
 
     def has_ended(self, run_id: str) -> bool:
         return any(self.directory(run_id).glob("exit.*"))
 
     def supervisor(self, run_id: str) -> int:
-        return int((self.directory(run_id) / "go").readlink().name.split(".")[0])
+        return int((self.directory(run_id) / "go").read_text().split(".")[0])
 
     def script(self, run_id: str) -> int:
         return int((self.directory(run_id) / "script").read_text().split()[0])
@@ -360,9 +378,7 @@ class Server:
             if call.process.returncode is None:
                 call.kill()
         running = [
-            directory.name
-            for directory in self.root.glob("runs/*")
-            if (directory / "go").is_symlink() and not self.has_ended(directory.name)
+            claim.name for claim in self.root.glob("runs/*") if not self.has_ended(claim.name)
         ]
         enders = [self.call("signal", run_id, "cancel") for run_id in running]
         for ender in enders:
@@ -371,7 +387,7 @@ class Server:
         while found := self.supervisors():
             wait_until(lambda: not any(map(is_alive, found)), "all supervisors are gone")
         # What tests have left running on purpose, or made unknown, is gone by now.
-        for record in self.root.glob("runs/*/cgroup"):
+        for record in self.root.glob("rooms/*/cgroup"):
             with contextlib.suppress(OSError):
                 Path(record.read_text().strip()).rmdir()
 
@@ -383,9 +399,7 @@ class Server:
             for folder, _, names in os.walk(self.directory(run_id))
             for name in names
         )
-        return [
-            path.name for path in files if path.parent.name.startswith("in.") and _has_content(path)
-        ]
+        return [path.name for path in files if path.parent.name == "in" and _has_content(path)]
 
     def supervisors(self) -> list[int]:
         """With what they have ready, and what their sweeps start."""

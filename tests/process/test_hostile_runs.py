@@ -36,9 +36,11 @@ def dash(tmp_path: Path) -> Iterator[Server]:
 def a_prepared_run(root: Path) -> str:
     """One that looks as if it had ended well, with somebody's words in it."""
     run_id = new_id()
-    run = root / "runs" / run_id
-    (run / "calls.1-x").mkdir(parents=True)
-    (run / "go").symlink_to("1.1.boot.1-x")
+    run = root / "rooms" / "1-x"
+    (run / "calls").mkdir(parents=True)
+    (root / "runs").mkdir()
+    (root / "runs" / run_id).write_text("1-x\n")
+    (run / "go").write_text(f"1.1.boot.1-x {run_id}\n")
     (run / "exit.0.exit.1.1").touch()
     (run / "out").write_text("forged\n")
     (run / "err").write_text("")
@@ -86,7 +88,7 @@ def test_no_verb_reads_or_writes_a_root_that_another_has_prepared(
 
 
 @as_root
-@pytest.mark.parametrize("link", ["runs", "runs/ID"])
+@pytest.mark.parametrize("link", ["runs", "runs/ID", "rooms"])
 def test_nothing_is_written_through_a_link_in_a_root_that_was_open_to_all(
     link: str, dash: Server
 ) -> None:
@@ -199,7 +201,7 @@ def test_a_server_whose_name_or_id_means_harm_is_only_called_so(name: str, dash:
     assert server_id == name
     assert shown == "".join(each if each.isprintable() else "?" for each in name)[:100]
     assert run_id == execution.id
-    assert dash.directory(execution.id).parent == dash.root / "runs"
+    assert dash.directory(execution.id).parent == dash.root / "rooms"
     assert [path.name for path in (dash.root / "runs").iterdir()] == [execution.id]
     # Else it is walked through while the payload is removed.
     wait_until(lambda: not dash.supervisors(), "it has left")

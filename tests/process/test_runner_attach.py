@@ -57,10 +57,9 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
 
 
 def claim_for_another_boot(server: Server, run_id: str) -> None:
-    claim = server.directory(run_id) / "go"
-    pid, start, _, token = claim.readlink().name.split(".", 3)
-    claim.unlink()
-    claim.symlink_to(f"{pid}.{start}.{OTHER_BOOT}.{token}")
+    owner = server.directory(run_id) / "go"
+    pid, start, _, rest = owner.read_text().split(".", 3)
+    owner.write_text(f"{pid}.{start}.{OTHER_BOOT}.{rest}")
 
 
 def test_twenty_calls_with_one_id_start_one_script(server: Server) -> None:
@@ -219,15 +218,14 @@ def test_a_run_goes_on_whose_starter_dies_before_it_hears_of_it(tmp_path: Path) 
         call = server.call("run")
         call.send(message(run_id, payload(b"sleep 2; echo well")))
         call.send_eof()
-        claim = server.directory(run_id) / "go"
-        wait_until(claim.is_symlink, "it is claimed")
+        wait_until(server.claim(run_id).exists, "it is claimed")
         call.kill()
 
         status, again = server.ask("attach", run_id, "0", "0")
 
         assert (status, again.out, again.end) == (0, b"well\n", (0, "exit"))
 
-    started = '    echo "$root $id $token $interpreter" >&7\n'
+    started = '    echo "$run $id $interpreter" >&7\n'
     in_every_shell(tmp_path, check, edits={started: f"{started}    sleep 1\n"})
 
 
@@ -237,15 +235,14 @@ def test_a_claim_of_another_boot_or_of_a_recycled_pid_is_lost(server: Server, st
     call = server.start(run_id, payload(b"echo first; exec sleep 30"))
     call.read_until(lambda call: call.out == b"first\n")
     call.kill()
-    claim = server.directory(run_id) / "go"
-    pid, start, boot, token = claim.readlink().name.split(".", 3)
-    claim.unlink()
+    owner = server.directory(run_id) / "go"
+    pid, start, boot, rest = owner.read_text().split(".", 3)
     if stale == "boot":
         boot = OTHER_BOOT
     else:
         kill_if_alive(int(pid))
         pid = str(os.getpid())
-    claim.symlink_to(f"{pid}.{start}.{boot}.{token}")
+    owner.write_text(f"{pid}.{start}.{boot}.{rest}")
 
     assert f"{run_id} lost" in "\n".join(server.ask("list")[1].heads)
     status, again = server.ask("attach", run_id, "0", "0")
@@ -417,19 +414,19 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
         tombs = server.root / "forgotten"
         tombs.mkdir(exist_ok=True)
         for run_id in (week_old, rebooted, foreign, going):
-            claim = server.directory(run_id) / "go"
+            owner = server.directory(run_id) / "go"
             if run_id == rebooted:
                 claim_for_another_boot(server, run_id)
             else:
                 # Before any uptime, for the machine may have been up for minutes.
                 (server.directory(run_id) / "began").write_text("-700000 0\n")
-            os.utime(claim, (long_ago, long_ago), follow_symlinks=False)
+            os.utime(owner, (long_ago, long_ago))
             for end in server.directory(run_id).glob("exit.*"):
                 os.utime(end, (long_ago, long_ago))
         (server.directory(foreign) / "host").write_text("elsewhere\n")
-        abandoned = server.root / "runs" / new_id()
-        (abandoned / "in.999999999-n").mkdir(parents=True)
-        os.utime(abandoned / "in.999999999-n", (long_ago, long_ago))
+        abandoned = server.root / "rooms" / "999999999-n-1"
+        (abandoned / "in").mkdir(parents=True)
+        os.utime(abandoned, (long_ago, long_ago))
         for name in ("runner-000000000001", "forgotten/old", "forgotten/rebooted"):
             (server.root / name).write_text(f"{OTHER_BOOT} 5\n" * name.endswith("rebooted"))
             os.utime(server.root / name, (long_ago, long_ago))

@@ -48,8 +48,7 @@ def put(name: str, content: str = "{}") -> bytes:
 
 
 def calls_of(server: Server, run_id: str) -> Path:
-    (directory,) = server.directory(run_id).glob("calls.*")
-    return directory
+    return server.directory(run_id) / "calls"
 
 
 def test_a_call_is_told_to_the_attacher_and_its_answer_given_to_the_script(server: Server) -> None:

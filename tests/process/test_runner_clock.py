@@ -168,12 +168,14 @@ def test_the_janitor_deletes_nothing_that_only_looks_old(tmp_path: Path, shell: 
         assert server.ask("forget", gone)[0] == 0
         sent = message(starting, payload(b"echo started"))
         starter = server.call("run")
+        before = set(server.rooms())
         starter.send(sent[:-1])
-        room = server.directory(starting)
-        wait_until(lambda: list(room.glob("in.*/payload")), "a payload is on its way")
+        wait_until(lambda: set(server.rooms()) - before, "a payload is on its way")
+        (room,) = set(server.rooms()) - before
         (other_artifact := server.root / "runner-000000000001").write_text("")
-        paths = [*server.directory(young).iterdir(), server.root / "forgotten" / gone]
-        for path in (*paths, *room.iterdir(), other_artifact):
+        kept = [server.claim(young), *server.directory(young).iterdir()]
+        tomb = server.root / "forgotten" / gone
+        for path in (*kept, tomb, room, *room.iterdir(), other_artifact):
             os.utime(path, (LONG_AGO, LONG_AGO), follow_symlinks=False)
         for stamp in server.root.glob("swept.*"):
             stamp.unlink()

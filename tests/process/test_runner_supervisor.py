@@ -22,7 +22,7 @@ from worker.remote.payload import LAST_LINE
 
 # What a run finds, but for what is its own.
 INVENTORY = rb"""
-{ env | sort; pwd; } | sed "s/$CRONIUM_EXECUTION_ID/ID/g; s/\(in\|work\|calls\)\.[0-9A-Za-z-]*/DIR/"
+{ env | sort; pwd; } | sed "s/$CRONIUM_EXECUTION_ID/ID/g; s,rooms/[0-9A-Za-z-]*,ROOM,"
 umask
 grep '^Sig[BIC]' /proc/self/status
 cd /proc/self/fd && for fd in 0 1 2 3 4 5 6 7 8 9; do [ ! -e $fd ] || echo "fd $fd"; done

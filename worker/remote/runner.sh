@@ -1,6 +1,8 @@
 #!/bin/sh
 # Runs scripts on this server, apart from any connection; every verb is described in the runner protocol.
 # In this order: what all of it stands on, the supervisor, the calls, and the janitor.
+# A run is claimed by a file, runs/ID, that names its room, rooms/TOKEN, with all else of it: to make a directory is a
+# program, and a room can be made before anybody knows whose it will be.
 # shellcheck disable=SC3067  # test -O: not in POSIX, but in every shell this must run under
 # shellcheck disable=SC2015  # A && B || C: every B here is a test
 # shellcheck disable=SC2329  # functions that the ticker alone calls, which is started by eval
@@ -202,14 +204,13 @@ supervise() {
         # shellcheck disable=SC2086  # words, to be split
         set -- $order
         root=$1 id=$2 token=$3 limit_s=$4 was_claimed=''
-        run=$root/runs/$id in=in.$token
+        run=$root/rooms/$token claim=$root/runs/$id
         # The wait for this is no jump of the clock.
         last_s=''
         [ -n "$script_pid" ] || prepare_script
         read -r interpreter output_limit || {
             # The call has ended before all of the payload came.
-            in=$run/$in
-            drop_payload
+            drop_room
             break
         }
         is_ready || prepare_script || break
@@ -218,7 +219,7 @@ supervise() {
         # Between two runs they may end us; now they end a wait, and no more.
         trap '' HUP TERM URG
         serve_run
-        [ -z "$was_claimed" ] || [ -h "$run/go" ] || leave_tomb
+        [ -z "$was_claimed" ] || is_there || leave_tomb
         cd /
         trap - HUP TERM URG
         # Most calls serve one run, and one that waits for a second may wait for long.
@@ -294,20 +295,19 @@ serve_run() {
         return
     }
     claim || {
-        in=$run/$in
-        drop_payload
+        drop_room
         echo "$verdict" >&3
         return
     }
     was_claimed=1
-    echo "$root $id $token $interpreter" >&7
+    echo "$run $id $interpreter" >&7
     echo "new $$ $supervisor_started" >&3
     start_ticker
     watch
     finish
 }
 
-# The claim went with the run's directory, perhaps with all that we have in it, and it is not to be started again.
+# The claim is gone, perhaps with all that we have there, and the run is not to be started again.
 leave_tomb() {
     is_forgotten && return
     read_clock
@@ -335,7 +335,7 @@ start_ticker() {
         ticker_started=$started
         exec 9<&-
     }
-    echo "$run $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
+    echo "$run $claim $script_pid $script_started $limit_s $output_limit $began_s $began_ms" >&8
 }
 
 # We were woken for no reason: by the end of our ticker, or by what may be the end of it. Where there is no
@@ -364,7 +364,7 @@ tick() {
     # the supervisor is to notice.
     trap 'echo tick >&3; kill -URG $$' EXIT
     trap exit HUP TERM
-    while read -r run script_pid script_started limit_s output_limit began_s began_ms; do
+    while read -r run claim script_pid script_started limit_s output_limit began_s began_ms; do
         # The script may have deleted it by now: then that is what we have to report.
         cd "$run" 2>/dev/null || cd /
         last_s='' overdue=0
@@ -435,17 +435,15 @@ is_overdue() {
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
 claim() {
     verdict=full
-    { true >>out && true >>err; } 2>/dev/null || return
+    { true >>out && true >>err && echo "$$.$supervisor_started.$boot.$token $id" >go; } 2>/dev/null || return
     verdict=taken
     read_clock
     began_s=$clock_s began_ms=$clock_ms
-    mine=$$.$supervisor_started.$boot.$token
-    # Over NFS it may say that there is one already, and that is ours.
-    ln -s "$mine" go 2>/dev/null || case $(ls -ld go 2>/dev/null) in *" -> $mine") ;; *) return 1 ;; esac
+    take_claim || return
     # Forgotten, or started in another root, between the starter's look and our claim: whoever made
     # that made it before looking here, so one of us at least sees the other.
     if is_forgotten || is_claimed_twice; then
-        rm -f go || exit
+        rm -f "$claim" || exit
         return 1
     fi
     { printf '%s\n' "$host" >host
@@ -457,6 +455,20 @@ claim() {
     return 0
 }
 
+# All shells have this option make a file only where there is none, by one call of the system. It is no claim
+# before it names its room: whoever finds none in it for long buries it first, and we look for that afterwards.
+take_claim() {
+    set -C
+    { true >"$claim"; } 2>/dev/null
+    is_taken=$?
+    set +C
+    [ "$is_taken" -eq 0 ] || return
+    { echo "$token" >"$claim"; } 2>/dev/null && return
+    verdict=full
+    rm -f "$claim" || exit
+    return 1
+}
+
 # For others, who know nothing of the jumps that we have seen.
 write_began() {
     written_s=$jumped_s
@@ -465,21 +477,13 @@ write_began() {
 
 is_claimed_twice() {
     for other in $roots; do
-        [ "$other" != "$root" ] && has_claim "$other/runs/$id" && is_ours "$other" && return 0
+        [ "$other" != "$root" ] && [ -e "$other/runs/$id" ] && is_ours "$other" && return 0
     done
     return 1
 }
 
-# Its script may have taken away our right to search it.
-has_claim() {
-    [ -h "$1/go" ] || {
-        [ -d "$1" ] && [ ! -x "$1" ] && is_ours "$1" && chmod u+rwx "$1" 2>/dev/null && [ -h "$1/go" ]
-    }
-}
-
-drop_payload() {
-    rm -rf "$in"
-    rmdir "$run/work.$token" "$run/calls.$token" "$run" 2>/dev/null
+drop_room() {
+    rm -rf "$run"
 }
 
 # Sets reset: an asynchronous list ignores INT and QUIT, and only another program can undo that.
@@ -504,15 +508,14 @@ become_script() {
     exec 3>&- 4<&- 6<&- 7>&- 8>&-
     # Ourselves by 0, which only a builtin can say. Where it may not enter, the cgroup stays empty.
     [ -z "$cgroup" ] || { echo 0 >"$cgroup/cgroup.procs"; } 2>/dev/null
-    read -r root id token interpreter <&5 || exit
-    run=$root/runs/$id in=in.$token
+    read -r run id interpreter <&5 || exit
     cd "$run" || exit 126
     exec </dev/null >>out 2>>err 5<&-
     umask "$mask"
-    directory=$run/work.$token
-    if [ -e "$in/directory" ]; then
+    directory=$run/work
+    if [ -e in/directory ]; then
         # The dot keeps trailing newlines.
-        directory=$(cat "$in/directory" && printf .)
+        directory=$(cat in/directory && printf .)
         directory=${directory%.}
         # shellcheck disable=SC2088  # a literal tilde, as people write it
         case $directory in
@@ -528,8 +531,8 @@ become_script() {
     [ "$interpreter" != node ] || preload="--require $helpers/node_modules/cronium/index.js"
     # From here on nothing of ours may be a variable: the entries may have any name.
     # shellcheck disable=SC2086  # words, to be split
-    set -- "$run/$in" "$id" "$interpreter" "$directory" "$run/calls.$token" "$helpers" \
-        $reset $detacher "$interpreter" $preload "$run/$in/script"
+    set -- "$run/in" "$id" "$interpreter" "$directory" "$run/calls" "$helpers" \
+        $reset $detacher "$interpreter" $preload "$run/in/script"
     cd "$4" 2>/dev/null || {
         printf 'cronium: cannot enter the working directory %s\n' "$4" >&2
         exit 126
@@ -571,7 +574,7 @@ watch() {
     done
     if [ "$reason" != exit ]; then
         # Before its end, which may take a while.
-        [ -h "$run/go" ] || leave_tomb
+        ! is_gone || leave_tomb
         end_tree "$script_pid" "$script_started"
         return
     fi
@@ -629,10 +632,17 @@ look_around() {
     find_reason
 }
 
-# Whether the run's directory was deleted: it looks so too where a script has taken away our right to search it.
+# Whether the run was deleted: it looks so too where a script has taken away our right to search it.
 is_gone() {
-    [ ! -h go ] || return 1
-    [ -x . ] || ! chmod u+rwx "$run" 2>/dev/null || [ ! -h go ]
+    is_there && return 1
+    [ -x . ] || chmod u+rwx "$run" 2>/dev/null
+    [ -x "${claim%/*}" ] || chmod u+rwx "${claim%/*}" 2>/dev/null
+    ! is_there
+}
+
+# In a run of a former artifact both are one, and that is a link.
+is_there() {
+    { [ -e go ] || [ -h go ]; } && { [ -e "$claim" ] || [ -h "$claim" ]; }
 }
 
 # Sets code and reason where the run is to be ended.
@@ -688,7 +698,7 @@ finish() {
     record_exit "$code.$reason.$elapsed.$cpu"
     wake_attacher
     leave_ticker
-    script_pid='' owed="$owed $run/$in" owes=$((owes + 1))
+    script_pid='' owed="$owed $run/in" owes=$((owes + 1))
     [ "$owes" -lt "$most_owed" ] || drop_owed
 }
 
@@ -728,7 +738,7 @@ record_exit() {
     [ -x . ] || chmod u+rwx "$run" 2>/dev/null
     until find_record || { true >"exit.$1"; } 2>/dev/null || is_gone; do
         # There may be no files left either, or the script has changed what we may.
-        rm -rf in.*
+        rm -rf in
         chmod u+rwx "$run"
         sleep 1
     done
@@ -741,8 +751,8 @@ measure_cpu() {
     user='' system=''
     # Of a special builtin, which times is, a file that cannot be written would be the shell's end; and a script
     # may have put there what nobody opens at the other end.
-    { [ ! -p "$in/cpu" ] && command times >"$in/cpu" &&
-        { read -r rest && read -r user system; } <"$in/cpu"; } 2>/dev/null
+    { [ ! -p in/cpu ] && command times >in/cpu &&
+        { read -r rest && read -r user system; } <in/cpu; } 2>/dev/null
     parse_time "$user" || return
     spent=$ms
     parse_time "$system" && spent=$((spent + ms))
@@ -1052,13 +1062,44 @@ know_here() {
     esac
 }
 
-# Sets root and run.
+# Sets root, claim and run.
 find_run() {
     for root in $roots; do
-        run=$root/runs/$id
-        has_claim "$run" && is_ours "$root" && return 0
+        claim=$root/runs/$id
+        [ -e "$claim" ] && is_ours "$root" && await_room && return
     done
     return 1
+}
+
+# A claim that is just being made names no room yet. Whoever made one that names none for long is gone, or stopped:
+# then the run is buried, which the latter will see.
+await_room() {
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        find_room && return
+        [ -f "$claim" ] || return
+        nap
+    done
+    leave_tomb && rm -f "$claim"
+    return 1
+}
+
+# Sets run to the room that the claim names.
+find_room() {
+    room=''
+    if [ -d "$claim" ]; then
+        find_former_room
+    else
+        { read -r room <"$claim"; } 2>/dev/null && is_name "$room" && run=$root/rooms/$room
+    fi
+}
+
+# Former artifacts had all of a run in one directory, and the claim in it. Its script may have taken away our right to
+# search it.
+find_former_room() {
+    run=$claim claim=$claim/go
+    [ -h "$claim" ] || { [ ! -x "$run" ] && is_ours "$run" && chmod u+rwx "$run" 2>/dev/null && [ -h "$claim" ]; } ||
+        claim=$run
+    [ "$claim" != "$run" ]
 }
 
 # A run is served to its end by the artifact that started it.
@@ -1069,16 +1110,23 @@ hand_over() {
     over=$1
     shift
     for other in $roots; do
-        [ -f "$other/runner-$starter" ] && is_ours "$other" &&
+        [ -f "$other/runner-$starter" ] && is_ours "$other" && drop_ready &&
             exec sh "$other/runner-$starter" "+$over" "$nonce" "$@"
     done
 }
 
+# Sets supervisor, supervisor_started, supervisor_boot, token and calls: who starts the run, and in which room.
 read_claim() {
-    read_link "$run/go"
+    target='' calls=calls
+    if [ -h "$run/go" ]; then
+        read_link "$run/go"
+        calls=calls.${target#*.*.*.}
+    else
+        { read -r target rest <"$run/go"; } 2>/dev/null
+    fi
     supervisor=${target%%.*} target=${target#*.}
     supervisor_started=${target%%.*} target=${target#*.}
-    supervisor_boot=${target%%.*} calls=calls.${target#*.}
+    supervisor_boot=${target%%.*} token=${target#*.}
 }
 
 supervisor_lives() {
@@ -1098,6 +1146,8 @@ is_lost() {
 
 # One run after the other, and in between what is to be forgotten, as long as somebody asks for it.
 run_all() {
+    trap drop_ready EXIT
+    trap 'exit 74' PIPE
     while [ "$served" -lt "$most_served" ]; do
         header=''
         IFS= read -r header || {
@@ -1117,6 +1167,8 @@ run_all() {
         *) run_one "$@" ;;
         esac
         served=$((served + 1))
+        # The second run had several made, and there may be a third.
+        [ "$rooms" -lt 2 ] || [ -n "$ready" ] || prepare_rooms
     done
 }
 served=0
@@ -1134,12 +1186,13 @@ run_one() {
     [ "$digest" != lines ] || lines_left=$length
     # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
     for attempt in 1 2 3; do
+        find_run || run=''
         if is_forgotten; then
             drain_stdin
             printf 'x 125 forgotten 0 0\n' || exit 74
             return
         fi
-        if find_run; then
+        if [ -n "$run" ]; then
             drain_stdin
             hand_over attach "$id" "$out_at" "$err_at"
             attach_found
@@ -1159,8 +1212,8 @@ run_one() {
             ;;
         esac
     done
-    run=${in%/*} root=${run%/runs/*}
-    drop_payload
+    run=${in%/*} root=${run%/rooms/*}
+    drop_room
     [ -z "$cgroup" ] || rmdir "$cgroup" 2>/dev/null
     [ -s "$0" ] || fail 65 'this runner is gone'
     case $verdict in
@@ -1229,28 +1282,24 @@ unpack_helper() {
     [ -s "$new" ] && mv -f "$new" "$1"
 }
 
-# Makes this call's own part of the run directory, in the first root that can be written, and has a supervisor
-# come while the payload does.
+# Takes a room of this call's own, in the first root that can be written, and has a supervisor come while the payload
+# does.
 make_room() {
-    token=$$-$nonce-$served
     cgroup=''
     if [ -z "$is_supervised" ]; then
         find_nest
-        cgroup=${nest:+"$nest/cronium-$token"}
+        cgroup=${nest:+"$nest/cronium-$$-$nonce-$served"}
     fi
     for root in $roots; do
-        run=$root/runs/$id in=$root/runs/$id/in.$token
         refuse_foreign
-        # The cgroup of its first run last, for it is no reason to fail.
-        mkdir -p "$in" "$run/work.$token" "$run/calls.$token" ${cgroup:+"$cgroup"} 2>/dev/null ||
-            [ -d "$run/calls.$token" ] || continue
+        take_room || continue
         [ -d "$cgroup" ] || cgroup=''
         # Whoever may write beside the root could have put one there meanwhile.
         refuse_foreign
         # Written and not only asked: a full file system still takes directories. 16 KiB, that a
         # script has at least the room to say what it met.
         { printf '%16384s\n' room >"$in/payload"; } 2>/dev/null || {
-            drop_payload
+            drop_room
             continue
         }
         order_run
@@ -1260,11 +1309,50 @@ make_room() {
     fail 73 "no directory can be written, or no space is left: $roots"
 }
 
+# Sets run, token and in. What is ready may have been deleted meanwhile.
+take_room() {
+    case $ready in
+    "$root"/*) [ -d "${ready%% *}/calls" ] || ready='' ;;
+    esac
+    case $ready in
+    "$root"/*) ;;
+    *) prepare_rooms "$cgroup" || return ;;
+    esac
+    run=${ready%% *} ready=${ready#* }
+    token=${run##*/} in=$run/in
+}
+
+# Several at once, as each time is a program; at first only one, as most calls serve one run. With cgroup $1, which
+# comes last, for it is no reason to fail.
+prepare_rooms() {
+    lot='' paths='' last=$((rooms + 8))
+    [ "$rooms" -gt 0 ] || last=1
+    while [ "$rooms" -lt "$last" ]; do
+        rooms=$((rooms + 1))
+        room=$root/rooms/$$-$nonce-$rooms
+        lot="$lot$room " paths="$paths $room/in $room/work $room/calls"
+    done
+    # shellcheck disable=SC2086  # paths, to be split
+    mkdir -p "$root/runs" $paths ${1:+"$1"} 2>/dev/null || [ -d "$room/calls" ] || {
+        [ ! -d "$root/rooms" ] || rm -rf $lot
+        return 1
+    }
+    ready=$lot$ready
+}
+rooms=0 ready=''
+
+drop_ready() {
+    # shellcheck disable=SC2086  # paths, to be split
+    [ -z "$ready" ] || rm -rf $ready
+    ready=''
+}
+
 refuse_foreign() {
-    for place in "$root" "$root/runs" "$run"; do
+    for place in "$root" "$root/runs" "$root/rooms"; do
         [ ! -h "$place" ] || fail 69 "$place is a link: refused"
         [ ! -e "$place" ] || is_ours "$place" || fail 69 "$place is not ours: refused"
     done
+    [ ! -h "$root/runs/$id" ] || fail 69 "$root/runs/$id is a link: refused"
 }
 
 receive_payload() {
@@ -1273,7 +1361,7 @@ receive_payload() {
         return
     fi
     cat >"$in/payload" 2>/dev/null || {
-        drop_payload
+        drop_room
         fail 73 "no room for the payload in $root"
     }
     received=1
@@ -1285,7 +1373,7 @@ receive_payload() {
     exec 4<&-
     digest_of "$in/payload"
     wait "$cutter" || {
-        drop_payload
+        drop_room
         fail 73 "no room for the payload in $root"
     }
     if [ -z "$sum" ]; then
@@ -1297,7 +1385,7 @@ receive_payload() {
 }
 
 refuse_payload() {
-    drop_payload
+    drop_room
     fail 66 "$1: nothing was started"
 }
 
@@ -1332,7 +1420,7 @@ take_lines() {
         [ "$left" -eq 0 ] || text=$text$newline
     done
     { printf %s "$text" >"$in/$1"; } 2>/dev/null || {
-        drop_payload
+        drop_room
         fail 73 "no room for the payload in $root"
     }
 }
@@ -1432,7 +1520,7 @@ launch() {
         done
         is_supervised=''
         exec 8>&- 9<&-
-        [ ! -h "$run/go" ] || break
+        [ ! -e "$root/runs/$id" ] || break
     done
     verdict=''
 }
@@ -1476,7 +1564,8 @@ attach_started() {
         return
     }
     verdict=${verdict#new }
-    supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot calls=calls.$token
+    supervisor=${verdict%% *} supervisor_started=${verdict##* } supervisor_boot=$boot calls=calls
+    claim=$root/runs/$id
     take_over
     state=new out_cut=0 err_cut=0
     echo 'r new 0'
@@ -1484,6 +1573,11 @@ attach_started() {
 }
 
 attach_found() {
+    # It was deleted with its supervisor, or after its end.
+    [ -d "$run" ] || {
+        printf 'r ended 0\nx 125 lost 0 0\n' || exit 74
+        return
+    }
     cd "$run" 2>/dev/null && [ -r out ] && [ -r err ] || fail 66 "no run $id"
     exec 4<out 5<err
     read_cut
@@ -1768,7 +1862,7 @@ signal_run() {
     { printf '' >"stop.$1"; } 2>/dev/null || mv -f began "stop.$1" 2>/dev/null || fail 73 "no room in $root"
     read_claim
     until find_record; do
-        [ -h go ] || fail 66 "no run $id"
+        ! is_gone || fail 66 "no run $id"
         if supervisor_lives; then
             kill -s CONT "$supervisor" 2>/dev/null
             kill -s URG "$supervisor" 2>/dev/null
@@ -1787,7 +1881,7 @@ declare_lost() {
         { read -r script_pid script_started <script; } 2>/dev/null
         end_tree "$script_pid" "$script_started"
     fi
-    rm -rf in.*
+    rm -rf in in.*
     measure_run
     record_exit "125.lost.$elapsed.0"
     [ -z "$cgroup" ] || leave_cgroup
@@ -1799,9 +1893,8 @@ read_cgroup() {
     { IFS= read -r cgroup <"$run/cgroup"; } 2>/dev/null
     [ -n "$cgroup" ] || return
     # Of the call that started the run, which its token names.
-    read_link "$run/go"
-    target=${target#*.*.*.}
-    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"/cronium-${target%-*}-"*) ;; *) cgroup='' ;; esac
+    read_claim
+    case $cgroup in *..*) cgroup='' ;; /sys/fs/cgroup/*"/cronium-${token%-*}-"*) ;; *) cgroup='' ;; esac
 }
 
 # In a name that is no call's until it is whole; where nobody waits any more it is dropped.
@@ -1817,7 +1910,7 @@ take_answer() {
         rm -f "$answer"
         fail 74 'half an answer'
     }
-    for path in calls.*/"$1".req; do
+    for path in calls*/"$1".req; do
         mv -f "$answer" "${path%.req}.ans" 2>/dev/null && return
     done
     rm -f "$answer"
@@ -1844,7 +1937,7 @@ forget_all() {
 }
 
 is_over() {
-    ! find_record "$run" || return 0
+    [ -d "$run" ] && ! find_record "$run" || return 0
     read_claim
     is_lost || return 1
     (cd "$run" && declare_lost)
@@ -1861,7 +1954,7 @@ bury() {
     { printf '%s %s\n' "$boot" "$clock_s" >"$root/forgotten/$id"; } 2>/dev/null
     read_cgroup
     [ -z "$cgroup" ] || [ ! -d "$cgroup" ] || drop_cgroup
-    gone="$gone $run/go $run"
+    gone="$gone $claim $run"
 }
 
 # What was buried, all by one program. Each claim goes first: a run with one, and without its exit record,
@@ -1876,7 +1969,7 @@ gone=''
 bury_unknown() {
     for root in $roots; do
         is_ours "$root" || continue
-        run=$root/runs/$id
+        claim=$root/runs/$id run=$claim
         bury && remove_gone && return
     done
     complaint='no directory can be written'
@@ -1887,10 +1980,9 @@ list_all() {
     read_clock
     for root in $roots; do
         is_ours "$root" || continue
-        for run in "$root"/runs/*; do
-            [ -h "$run/go" ] || continue
-            id=${run##*/}
-            cd "$run" 2>/dev/null || continue
+        for claim in "$root"/runs/*; do
+            id=${claim##*/}
+            find_room && cd "$run" 2>/dev/null || continue
             state=running
             read_claim
             if find_record; then
@@ -1925,9 +2017,12 @@ sweep() {
     read_clock
     find_nest
     touch "$0"
-    cd "$root/runs" || return
-    bury_old
-    drop_unclaimed
+    # Former artifacts had all of a run where there are only claims now.
+    for place in rooms runs; do
+        cd "$root/$place" 2>/dev/null || continue
+        bury_old
+        drop_unclaimed
+    done
     cd "$root" || return
     [ ! -d forgotten ] || find_old_tombs | xargs rm -f
     find . -path './*/*' -prune -o \( -name 'swept.*' -o -name '.new.*' -o -name '.pipe.*' \) ! -type d \
@@ -1941,10 +2036,10 @@ bury_old() {
     # Depth 2 only: below it are the scripts' own files.
     for path in $(find . -path './*/*/*' -prune -o -path './*/exit*' ! -name '*[!a-z0-9._]*' ! -type d \
         -mtime +7 -print); do
-        take_path && find_record "$run" && ! is_elsewhere && ! is_young_run && bury
+        take_path && is_claimed && find_record "$run" && ! is_elsewhere && ! is_young_run && bury
     done
-    for path in $(find . -path './*/*/*' -prune -o -path './*/go' -type l -mtime +7 -print); do
-        take_path && ! find_record "$run" && is_over
+    for path in $(find . -path './*/*/*' -prune -o -path './*/go' ! -type d -mtime +7 -print); do
+        take_path && is_claimed && ! find_record "$run" && is_over
     done
     remove_gone
 }
@@ -1964,17 +2059,41 @@ is_young() {
     [ "$age_s" -ge 0 ] && [ "$age_s" -lt $(($3 * 86400)) ]
 }
 
+# Sets name, run, id and claim; of a room that nobody was to start yet no id.
 take_path() {
-    id=${path#./}
-    id=${id%/*} run=$root/runs/${id%/*}
-    is_name "$id"
+    name=${path#./} id=''
+    name=${name%%/*}
+    run=$root/$place/$name
+    is_name "$name" || return
+    case $place in
+    runs) id=$name claim=$run/go ;;
+    *)
+        { read -r rest id <"$run/go"; } 2>/dev/null
+        is_name "$id" || id=''
+        claim=$root/runs/$id
+        ;;
+    esac
 }
 
+is_claimed() {
+    if [ "$place" = runs ]; then
+        [ -h "$claim" ]
+    else
+        room=''
+        { [ -f "$claim" ] && read -r room <"$claim"; } 2>/dev/null
+        [ "$room" = "$name" ]
+    fi
+}
+
+# With claims that name no room.
 drop_unclaimed() {
-    for path in $(find . -path './*/*/*' -prune -o -path './*/in.*' -type d -mtime +1 -print); do
-        pid=${path##*/in.}
+    for path in $(find . -path './*/*' -prune -o -type d -mtime +1 -print); do
         # Its starter may still be at it, if only the time of day says otherwise.
-        take_path && [ ! -h "$run/go" ] && ! kill -0 "${pid%%-*}" 2>/dev/null && rm -rf "$run"
+        take_path && ! is_claimed && ! kill -0 "${name%%-*}" 2>/dev/null && rm -rf "$run"
+    done
+    [ "$place" = runs ] || return
+    for path in $(find . -path './*/*' -prune -o -type f -size 0 -mtime +1 -print); do
+        take_path && leave_tomb && rm -f "$run"
     done
 }
 
@@ -1988,7 +2107,7 @@ find_old_tombs() {
 
 drop_artifacts() {
     used=' '
-    for path in runs/*/artifact; do
+    for path in rooms/*/artifact runs/*/artifact; do
         { read -r starter <"$path"; } 2>/dev/null && used="$used$starter "
     done
     for path in $(find . -path './*/*' -prune -o -name 'runner-*' -type f -mtime +30 -print); do
