@@ -12,6 +12,7 @@ from worker.dispatch.helper_calls import HelperCalls
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import Resumption, ServerExecution
+from worker.ends import Ends
 from worker.flight import Flight
 from worker.live import BegunScripts
 from worker.masking import ExecutionMasker, Masker, compiled
@@ -49,7 +50,7 @@ class Crew:
     Where a job `is_left`, an earlier worker may have started it: each child looks first for its run
     on the server. `kept` is what this state has of the job: the children go on from there. `masks`
     are the secrets that scripts had added by then (`::add-mask::`), by execution id. `masker` is
-    the whole job's; `begun` has each child whose script is known to run.
+    the whole job's; `begun` has each child whose script is known to run, `ends` how they ended.
     """
 
     def __init__(
@@ -82,7 +83,12 @@ class Crew:
         self.captures: dict[str, Captures] = {
             execution.id: self._captures(execution) for execution in plan.executions
         }
-        self.children = [self._child(execution) for execution in plan.executions]
+        known = {execution.id: self._known_result(execution) for execution in plan.executions}
+        running = sum(result is None for result in known.values())
+        self.ends = Ends(plan.job_id, around.relay, running=running)
+        self.children = [
+            self._child(execution, known[execution.id]) for execution in plan.executions
+        ]
 
     @property
     def is_clean(self) -> bool:
@@ -103,7 +109,7 @@ class Crew:
             for stream in Stream
         }
 
-    def _child(self, execution: PlannedExecution) -> ReportedExecution:
+    def _child(self, execution: PlannedExecution, known: ServerResult | None) -> ReportedExecution:
         settings = self._around.settings
         runs = self._around.runs
         masker = ExecutionMasker(self.masker, self._masks.get(execution.id, ()))
@@ -114,7 +120,6 @@ class Crew:
             self._orders,
             into_log=settings.logs.output,
         )
-        known = self._known_result(execution)
         inner = ServerExecution(
             self._plan,
             execution,
@@ -133,7 +138,7 @@ class Crew:
             inner,
             printed,
             masker,
-            self._around.relay,
+            self.ends,
             runs,
             trace=self._trace.execution(execution) if known is None else ExecutionTrace(),
             known=known,

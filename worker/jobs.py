@@ -32,6 +32,7 @@ from worker.report import (
 )
 from worker.snapshot import JobNow
 from worker.state.history import JobEnd
+from worker.state.outbox import Entry
 from worker.state.runs import JobState, KeptJob
 from worker.telemetry import JobTrace
 
@@ -332,10 +333,10 @@ class Jobs:
             policy=self._settings.jobs.exit_code_policy,
         )
         ended_at = now_ms()
-        last_word = await self._relay.put_last(
-            plan.job_id,
-            partial(
-                complete_entry,
+        last = crew.ends.last
+
+        def entries() -> list[Entry]:
+            end = complete_entry(
                 plan,
                 job,
                 results,
@@ -343,14 +344,15 @@ class Jobs:
                 started_at=began_at,
                 ended_at=ended_at,
                 share=crew.share_bytes,
-            ),
-            also=partial(
-                self._runs.reported,
-                plan.job_id,
-                now=ended_at,
-                end=JobEnd(job.status, job.exit_code, job.message),
-            ),
-        )
+            )
+            return [*last.entries(), end]
+
+        def keep() -> None:
+            last.keep()
+            end = JobEnd(job.status, job.exit_code, job.message)
+            self._runs.reported(plan.job_id, now=ended_at, end=end)
+
+        last_word = await self._relay.put_last(plan.job_id, entries, also=keep)
         flight.settle()
         self._counts[f"jobs_{job.status}"] += 1
         self._counts.update(f"executions_{result.outcome}" for result in results)

@@ -148,11 +148,11 @@ class Relay:
                 self._wake_by(rows_due_at)
 
     async def put_last(
-        self, job_id: str, make: Callable[[], Entry], *, also: Callable[[], object]
+        self, job_id: str, make: Callable[[], Sequence[Entry]], *, also: Callable[[], object]
     ) -> LastWord:
-        """As `put_made`, for the entry that ends a job and whose fate matters to the caller."""
+        """As `put_made`; the last entry ends the job, and its fate matters to the caller."""
         word = self._last_words[job_id] = LastWord()
-        await self.put_made(lambda: (make(),), also=also)
+        await self.put_made(make, also=also)
         word.is_kept = True
         return word
 

@@ -11,11 +11,11 @@ from worker.clock import now_ms
 from worker.dispatch.plan import Plan, PlannedExecution
 from worker.dispatch.result import ServerResult
 from worker.dispatch.server import NOTHING_RECEIVED, ServerExecution
+from worker.ends import End, Ends
 from worker.masked import mask_result
 from worker.masking import Masker
 from worker.notice import Notice
 from worker.printed import Printed
-from worker.relay import Relay
 from worker.report import create_entry, live_body, running_entry, update_entry
 from worker.snapshot import ExecutionNow
 from worker.state.outbox import Entry
@@ -41,7 +41,7 @@ class ReportedExecution:
         inner: ServerExecution,
         printed: Printed,
         masker: Masker,
-        relay: Relay,
+        ends: Ends,
         runs: RunStore,
         *,
         trace: ExecutionTrace,
@@ -55,7 +55,7 @@ class ReportedExecution:
         self._inner = inner
         self._printed = printed
         self._masker = masker
-        self._relay = relay
+        self._ends = ends
         self._runs = runs
         self._trace = trace
         self._known = known
@@ -110,7 +110,7 @@ class ReportedExecution:
         return body
 
     async def run(self) -> ServerResult:
-        """How the execution ended; its final row is in the outbox then, and it in the state."""
+        """How the execution ended; that is noted then."""
         if self._known is not None:
             await trio.lowlevel.checkpoint()
             return self._known
@@ -132,10 +132,8 @@ class ReportedExecution:
         self._trace.ended(result, self._received_bytes)
         if self._notice is not None:
             await self._notice.wait_given()
-        await self._relay.put_rows(
-            self._plan.job_id,
-            partial(self._final_entries, result),
-            also=partial(self._keep, result),
+        await self._ends.note(
+            End(partial(self._final_entries, result), partial(self._keep, result))
         )
         return result
 

@@ -28,7 +28,7 @@ APP_CALLS = Row(
     "app-calls-per-job", "calls", "the same where claims have no tokens", at_most(7), digits=1
 )
 COMMITS = Row(
-    "commits-per-job", "commits", "to the worker's state, job of one server", at_most(5), digits=1
+    "commits-per-job", "commits", "to the worker's state, job of one server", at_most(4), digits=1
 )
 IDLE_CPU = Row("idle-cpu", "%", "of a core, no job, one server used just before", at_most(0.2))
 

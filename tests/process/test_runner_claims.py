@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
+from tests.process.runner_processes import ready
 from tests.process.runner_rig import (
     Call,
     Server,
@@ -12,6 +14,7 @@ from tests.process.runner_rig import (
     kill_if_alive,
     new_id,
     payload,
+    serving,
     wait_until,
 )
 
@@ -232,3 +235,39 @@ def test_the_janitor_removes_former_runs_and_claims_that_name_no_room(tmp_path: 
         assert tombs == {former, nobodys}
 
     in_every_shell(tmp_path, check, edits={"settle_s=3600": "settle_s=0"})
+
+
+def watch_programs(server: Server) -> Path:
+    """Where the names of those come that the runner starts from here on."""
+    told = server.home / "programs"
+    for name in ("bash", "cat", "dd", "env", "ln", "ls", "mkdir", "rm", "rmdir", "setsid", "sleep"):
+        program = shutil.which(name)
+        assert program is not None
+        (server.bin / name).write_text(
+            f'#!{program_of_sh()}\necho {name} >>{told}\nexec {program} "$@"\n'
+        )
+        (server.bin / name).chmod(0o700)
+    return told
+
+
+def program_of_sh() -> str:
+    program = shutil.which("dash")
+    assert program is not None
+    return program
+
+
+def test_a_later_run_takes_four_programs_of_which_one_waits(tmp_path: Path) -> None:
+    with serving(tmp_path, "dash") as server:
+        told = watch_programs(server)
+        call = server.call("run")
+        for _ in range(2):
+            call.run(new_id(), b"true")
+        ready(server)
+        told.unlink()
+        for number in range(1, 5):
+            call.run(new_id(), b"true")
+            ready(server)
+            names = Counter(told.read_text().split())
+            # The ticker may sleep on from one run to the next.
+            assert names.pop("sleep", 0) <= number
+            assert names == {"env": number, "setsid": number, "bash": number}

@@ -23,6 +23,7 @@ LAYERS = (
     ("beginnings",),
     ("crew", "direct"),
     ("reported", "ownership", "live"),
+    ("ends",),
     ("relay", "printed", "flight", "masked"),
     ("delivery",),
     ("verdicts",),

@@ -873,7 +873,7 @@ class StateMachine(RuleBasedStateMachine):
 
         def put_last() -> None:
             also = partial(self.runs.reported, job_id, now=now)
-            words.append(done(self.relay.put_last(job_id, lambda: last, also=also)))
+            words.append(done(self.relay.put_last(job_id, lambda: (last,), also=also)))
 
         def reported(model: Model) -> None:
             model.ledger.put(last, now=now)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from copy import copy
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -116,7 +115,7 @@ async def test_no_job_is_claimed_while_too_many_ends_are_yet_to_be_told(
     for job in ended:
         rig.queue.fault("complete", job, Slow(10))
         entry = Entry(job, Kind.COMPLETE, job, b'{"status": "completed"}')
-        await rig.relay.put_last(job, partial(copy, entry), also=lambda: None)
+        await rig.relay.put_last(job, partial(tuple, [entry]), also=lambda: None)
 
     async with claiming(rig, FakeJobs()):
         await trio.sleep(9)

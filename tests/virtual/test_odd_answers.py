@@ -77,7 +77,7 @@ async def test_a_result_is_told_once_the_api_itself_answers(
     relay.claim_of = lambda _job_id: token
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
-        word = await relay.put_last("job_1", complete, also=lambda: None)
+        word = await relay.put_last("job_1", lambda: (complete(),), also=lambda: None)
         with trio.fail_after(300):
             await word.said.wait()
         nursery.cancel_scope.cancel()

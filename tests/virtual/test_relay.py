@@ -47,6 +47,10 @@ def complete(job: str = "job_1", status: str = "completed") -> Entry:
     return Entry(job, Kind.COMPLETE, job, told(status=status, exitCode=0, output=output))
 
 
+def last(job: str = "job_1") -> tuple[Entry]:
+    return (complete(job),)
+
+
 def fail(job: str = "job_1") -> Entry:
     return Entry(job, Kind.FAIL, job, told(error="bad"))
 
@@ -437,7 +441,7 @@ async def test_what_is_put_is_told_without_a_look_at_all_that_there_is(
 
     monkeypatch.setattr(rig.database, "run", counted)
 
-    word = await rig.relay.put_last("job_1", complete, also=lambda: None)
+    word = await rig.relay.put_last("job_1", last, also=lambda: None)
     await word.said.wait()
     await trio.sleep(0.1)
 
@@ -642,11 +646,11 @@ async def test_a_worker_is_not_abreast_while_100_ends_are_yet_to_be_told(
     for job in jobs:
         rig.queue.fault("complete", job, *100 * [fault])
     for job in jobs[:99]:
-        await rig.relay.put_last(job, partial(complete, job), also=lambda: None)
+        await rig.relay.put_last(job, partial(last, job), also=lambda: None)
     with trio.fail_after(1):
         await rig.relay.wait_abreast()
     for job in jobs[99:]:
-        await rig.relay.put_last(job, partial(complete, job), also=lambda: None)
+        await rig.relay.put_last(job, partial(last, job), also=lambda: None)
     began = trio.current_time()
 
     async with trio.open_nursery() as nursery:
@@ -665,8 +669,8 @@ async def test_nobody_waits_for_the_end_of_a_job_that_an_operator_has_dropped(
     rig.queue.fault("complete", "job_2", *1000 * [BUSY])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.relay.run)
-        word = await rig.relay.put_last("job_1", complete, also=lambda: None)
-        other = await rig.relay.put_last("job_2", lambda: complete("job_2"), also=lambda: None)
+        word = await rig.relay.put_last("job_1", last, also=lambda: None)
+        other = await rig.relay.put_last("job_2", partial(last, "job_2"), also=lambda: None)
         await trio.sleep(60)
         assert not word.said.is_set()
 
@@ -694,7 +698,7 @@ async def test_a_release_on_its_way_is_not_the_last_word_of_the_next_claim(
             has_end = await rig.relay.supersede("job_1")
         waited_until = trio.current_time()
         rig.queue.statuses["job_1"] = "running"
-        word = await rig.relay.put_last("job_1", complete, also=lambda: None)
+        word = await rig.relay.put_last("job_1", last, also=lambda: None)
         await word.said.wait()
         nursery.cancel_scope.cancel()
 
