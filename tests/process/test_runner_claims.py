@@ -18,7 +18,7 @@ from tests.process.runner_rig import (
     wait_until,
 )
 
-NAMED = '    { echo "$token" >"$claim"; } 2>/dev/null && return\n'
+NAMED = '    { echo "$token" >>"$claim"; } 2>/dev/null && return\n'
 STARTS = b'echo x >>"$HOME/starts"; echo done'
 
 

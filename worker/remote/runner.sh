@@ -463,7 +463,8 @@ take_claim() {
     is_taken=$?
     set +C
     [ "$is_taken" -eq 0 ] || return
-    { echo "$token" >"$claim"; } 2>/dev/null && return
+    # Not emptied once more: some file systems write what was emptied to the disk at once.
+    { echo "$token" >>"$claim"; } 2>/dev/null && return
     verdict=full
     rm -f "$claim" || exit
     return 1
