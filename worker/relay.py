@@ -152,7 +152,13 @@ class Relay:
     ) -> LastWord:
         """As `put_made`; the last entry ends the job, and its fate matters to the caller."""
         word = self._last_words[job_id] = LastWord()
-        await self.put_made(make, also=also)
+        try:
+            await self.put_made(make, also=also)
+        except BaseException:
+            # Nobody waits for what is not there, and no worker is to be held up by it.
+            if self._last_words.get(job_id) is word:
+                del self._last_words[job_id]
+            raise
         word.is_kept = True
         return word
 

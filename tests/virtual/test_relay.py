@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 import trio
@@ -660,6 +660,20 @@ async def test_a_worker_is_not_abreast_while_100_ends_are_yet_to_be_told(
 
     # 115 less the first 16; an end that is not taken has been tried too.
     assert trio.current_time() - began == pytest.approx(seconds, abs=0.1)
+
+
+async def test_an_end_that_could_not_be_put_holds_no_worker_up(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    def fault() -> NoReturn:
+        raise ZeroDivisionError
+
+    for number in range(100):
+        with pytest.raises(ZeroDivisionError):
+            await rig.relay.put_last(f"job_{number}", fault, also=lambda: None)
+
+    with trio.fail_after(10):
+        await rig.relay.wait_abreast()
 
 
 async def test_nobody_waits_for_the_end_of_a_job_that_an_operator_has_dropped(
