@@ -1,8 +1,9 @@
 """One job from its claim to its result in the outbox; its servers never answer, or cannot."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 import pytest
@@ -533,6 +534,45 @@ async def test_a_job_whose_end_is_in_the_outbox_is_not_handed_over(
         said.append(heads[0].entry.kind)
         rig.outbox.delivered(heads[0].id)
     assert said == ["create", "update", "complete"]
+    assert slots.freed == 1
+
+
+async def test_a_lone_execution_and_its_job_end_by_one_commit_or_by_none(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> list[str]:
+        return [entry.kind for entry in rig.outbox.all()]
+
+    def ended() -> list[tuple[str, int]]:
+        """The state of each job, and how many of its results are kept."""
+        with rig.database.transaction() as tx:
+            return tx.execute(
+                "SELECT state, count(result) FROM jobs LEFT JOIN executions USING (job_id) "
+                "GROUP BY job_id"
+            ).fetchall()
+
+    def full(*arguments: Any, **named: Any) -> NoReturn:  # noqa: ANN401  as they are
+        reported(*arguments, **named)
+        uncommitted.append((said(), ended()))
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    reported = rig.runs.reported
+    uncommitted: list[object] = []
+    slots = Slots()
+    jobs.admit("job_1", slots.free)
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.runs, "reported", full)
+            nursery.start_soon(jobs.run, a_job(a_server(1, password=None)))
+            await trio.sleep(2.5)
+            assert (said(), ended(), slots.freed) == (["create"], [("running", 0)], 0)
+        await trio.sleep(1)
+        assert (said(), ended()) == (["create", "update", "complete"], [("reported", 1)])
+        assert uncommitted == 3 * [(said(), ended())]
+        nursery.cancel_scope.cancel()
+
     assert slots.freed == 1
 
 
