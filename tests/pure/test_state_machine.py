@@ -867,16 +867,25 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight())
     @rule(number=numbers)
     def a_job_ends(self, number: int) -> None:
+        """And with it the last of its executions, or that was known before."""
         job_id, now = one_of(self.in_flight(), number), self.now()
+        left = [execution_id for of, execution_id in self.unended() if of == job_id][-1:]
+        rows = [self.entry(job_id, Kind.UPDATE, execution_id) for execution_id in left]
         last = self.entry(job_id, Kind.COMPLETE)
         words: list[LastWord] = []
 
+        def keep() -> None:
+            for execution_id in left:
+                self.runs.ended(job_id, execution_id, UNREACHABLE, has_run=False)
+            self.runs.reported(job_id, now=now)
+
         def put_last() -> None:
-            also = partial(self.runs.reported, job_id, now=now)
-            words.append(done(self.relay.put_last(job_id, lambda: (last,), also=also)))
+            words.append(done(self.relay.put_last(job_id, lambda: (*rows, last), also=keep)))
 
         def reported(model: Model) -> None:
-            model.ledger.put(last, now=now)
+            model.ledger.put(*rows, last, now=now)
+            for execution_id in left:
+                model.jobs[job_id].keep(execution_id, UNREACHABLE)
             model.report(job_id, last, now=now)
 
         if self.do(put_last, reported):
