@@ -134,3 +134,10 @@ class RunRefusedError(SshError):
     def __init__(self, status: int | None, reason: str) -> None:
         super().__init__(f"the runner ended with status {status}: {reason}"[:500])
         self.status = status
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Of a nursery within nurseries, what came up there."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

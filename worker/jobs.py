@@ -17,7 +17,7 @@ from worker.dispatch.aggregate import aggregate
 from worker.dispatch.fanout import fan_out
 from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
-from worker.errors import JobError, ProtocolError, SealedValueError
+from worker.errors import JobError, ProtocolError, SealedValueError, first_of
 from worker.flight import Flight
 from worker.live import tell_live_forever
 from worker.ownership import Ownership
@@ -170,8 +170,9 @@ class Jobs:
         except Exception as error:  # a fault of ours fails that job, not the worker
             log.exception("job_fault")
             if not flight.is_settled:
-                fault = f"a fault of the worker: {type(error).__name__}: {error}"
-                await self._put_failure(flight.job_id, fault)
+                first = first_of(error)
+                fault = f"a fault of the worker: {type(first).__name__}: {first}"
+                await self._put_failure(flight.job_id, logs.masked(fault))
 
     async def refuse(self, job_id: str, fault: str) -> None:
         """A job that cannot be run as it stands; the fault names the field."""

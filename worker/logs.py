@@ -62,6 +62,11 @@ def mask_with(mask: Callable[[str], str]) -> None:
     _mask.set(mask)
 
 
+def masked(text: str) -> str:
+    """As it would be logged in this context."""
+    return _mask.get()(text)
+
+
 def log_output(stream: str, lines: Sequence[bytes]) -> None:
     """The lines that a script printed, as events of the present context.
 

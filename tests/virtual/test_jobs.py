@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import worker.jobs
 from tests.due import first_due
 from tests.fakes import NO_ANSWER, FakeQueue, Rig, Slow, refused, relay_rig
 from worker.api.runtime import Runtimes
@@ -499,6 +500,20 @@ async def test_a_fault_of_ours_fails_its_job_and_leaves_the_worker(
 
     assert [queued.entry.kind for queued in first_due(rig.outbox, limit=9, now=10**15)] == ["fail"]
     assert slots.freed == 1
+
+
+async def test_a_fault_of_ours_is_told_as_it_came_up_but_for_secrets(
+    autojump_clock: MockClock, rig: Rig, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_arguments: object, **_named: object) -> NoReturn:
+        raise ZeroDivisionError("no luck with swordfish")
+
+    monkeypatch.setattr(worker.jobs, "complete_entry", fault)
+
+    await ran(rig, jobs, a_job(a_server(1, password="swordfish")))
+
+    error = "a fault of the worker: ZeroDivisionError: no luck with ***"
+    assert rig.queue.results["job_1"]["error"] == error
 
 
 @pytest.mark.parametrize("servers", [1, 3])

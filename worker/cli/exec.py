@@ -18,7 +18,6 @@ from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, MOST_EXIT_CODE, fail
 from worker.cli.parameters import FILE, Assignment, Duration, type_of
 from worker.cli.printing import print_json, print_table
-from worker.cli.running import first_of
 from worker.cli.show import execution_row
 from worker.database import Database
 from worker.direct.call import Call, CallEnd, Left
@@ -29,7 +28,7 @@ from worker.direct.screen import Screen
 from worker.direct.servers import NamedServer
 from worker.dispatch.plan import DEFAULT_LIMIT_SECONDS, Plan
 from worker.dispatch.result import ServerResult
-from worker.errors import JobError, StateError
+from worker.errors import JobError, StateError, first_of
 from worker.file_limit import raise_file_limit
 from worker.settings import LogFormat, LogLevel, Settings
 from worker.shown.fold import both_streams, fold_lines

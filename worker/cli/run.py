@@ -14,8 +14,8 @@ import trio
 from worker import logs, settings
 from worker.cli import configured
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, fail
-from worker.cli.running import first_of, name_account
-from worker.errors import SettingsError, StateError, StateLockedError
+from worker.cli.running import name_account
+from worker.errors import SettingsError, StateError, StateLockedError, first_of
 from worker.file_limit import connections_within, raise_file_limit
 from worker.masking import compiled
 from worker.service import serve

@@ -8,20 +8,11 @@ from typing import TypeVar
 import trio
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Exception)
 
 
 def name_account() -> None:
     """For asyncssh, which asks for the local user's name: a container's arbitrary uid has none."""
     os.environ.setdefault("LOGNAME", "cronium-worker")
-
-
-def first_of(group: BaseExceptionGroup[E]) -> BaseException:
-    """Of nurseries within nurseries."""
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
