@@ -85,7 +85,7 @@ class Crew:
         }
         known = {execution.id: self._known_result(execution) for execution in plan.executions}
         running = sum(result is None for result in known.values())
-        self.ends = Ends(plan.job_id, around.relay, running=running)
+        self.ends = Ends(running)
         self.children = [
             self._child(execution, known[execution.id]) for execution in plan.executions
         ]
@@ -138,6 +138,7 @@ class Crew:
             inner,
             printed,
             masker,
+            self._around.relay,
             self.ends,
             runs,
             trace=self._trace.execution(execution) if known is None else ExecutionTrace(),

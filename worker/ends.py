@@ -1,9 +1,8 @@
-"""How the executions of a job end: each is kept as soon as it is known, the last with the job."""
+"""How the executions of a job end: each is kept as soon as that is known, the last with the job."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from worker.relay import Relay
 from worker.state.outbox import Entry
 
 
@@ -24,16 +23,14 @@ class Ends:
     To keep that of the `last` by itself would be one more commit, just before that of the job.
     """
 
-    def __init__(self, job_id: str, relay: Relay, *, running: int) -> None:
-        self._job_id = job_id
-        self._relay = relay
+    def __init__(self, running: int) -> None:
         self._running = running
         self.last = NOTHING
 
-    async def note(self, end: End) -> None:
-        """It is on disk when this returns, or it is the last."""
+    def hold_back(self, end: End) -> bool:
+        """Whether it is the last, and is kept with the job's own."""
         self._running -= 1
         if self._running:
-            await self._relay.put_rows(self._job_id, end.entries, also=end.keep)
-        else:
-            self.last = end
+            return False
+        self.last = end
+        return True

@@ -118,7 +118,7 @@ class Intake:
                     has_looked = await self.release_orphans()
             # It waits for a delivery, which has a limit of its own.
             self.due_at = math.inf
-            await self._relay.wait_abreast()
+            await self._relay.last_words.wait_abreast()
             self.due_at = trio.current_time() + ROUND_SECONDS
             # The queue counts held jobs against the poll, so ask for as many more.
             began = trio.current_time()

@@ -19,9 +19,9 @@ from worker.dispatch.plan import Plan, plan_job
 from worker.dispatch.result import ServerResult
 from worker.errors import JobError, ProtocolError, SealedValueError, first_of
 from worker.flight import Flight
+from worker.last_words import LastWord
 from worker.live import tell_live_forever
 from worker.ownership import Ownership
-from worker.relay import LastWord
 from worker.report import (
     cancelled_entry,
     complete_entry,

@@ -14,6 +14,7 @@ from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.database import Database
 from worker.delivery import Delivery
+from worker.last_words import LastWord, LastWords
 from worker.state.outbox import Entry, Kind, Outbox, QueuedEntry
 from worker.state.runs import JobState, KeptJob, RunStore
 from worker.verdicts import Aftermath, Delivered, Disowned, Later, Verdict, log_verdict
@@ -22,11 +23,6 @@ log = structlog.get_logger()
 
 # Deliveries at once; a job's own entries go one after another.
 CONCURRENT_DELIVERIES = 16
-# Jobs that have ended and of which nothing was told since, heard or not: with so many no more are
-# claimed. A busy worker would fall ever further behind, as its claims bring several jobs each.
-MOST_UNTOLD = 100
-# Some are void without being told of: the job is another's, or an operator has dropped its end.
-UNTOLD_LOOK_SECONDS = 1.0
 # No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
 LOOK_SECONDS = 60.0
 DELIVERY_SECONDS = 600.0
@@ -34,24 +30,6 @@ DELIVERY_SECONDS = 600.0
 IDLE_SECONDS = 15.0
 # How long a row waits for company, where many can go at once.
 GATHER_MS = 100
-
-
-class LastWord:
-    """What becomes of the entry that ends a job: `accepted` once `said` is set.
-
-    `is_kept` from when that entry is in the outbox for sure, `is_tried` from when the job was told
-    of once since, whatever came of it.
-    """
-
-    def __init__(self, *, is_kept: bool = False) -> None:
-        self.said = trio.Event()
-        self.accepted = False
-        self.is_kept = is_kept
-        self.is_tried = False
-
-    def say(self, *, accepted: bool) -> None:
-        self.accepted = accepted
-        self.said.set()
 
 
 class Relay:
@@ -77,8 +55,7 @@ class Relay:
         # Of those in flight, jobs that were dropped: nothing more is sent of them.
         self._dropped: set[str] = set()
         self._waiting: dict[str, trio.Event] = {}
-        self._last_words: dict[str, LastWord] = {}
-        self._tried = trio.Event()
+        self.last_words = LastWords()
         # Gives the action that lets go of a job's present flight. It is done where a delivery finds
         # that the job is another worker's, before the state forgets the job.
         self.letting_go: Callable[[str], Callable[[], object]] = lambda _job_id: lambda: None
@@ -151,13 +128,13 @@ class Relay:
         self, job_id: str, make: Callable[[], Sequence[Entry]], *, also: Callable[[], object]
     ) -> LastWord:
         """As `put_made`; the last entry ends the job, and its fate matters to the caller."""
-        word = self._last_words[job_id] = LastWord()
+        word = LastWord()
+        self.last_words.add(job_id, word)
         try:
             await self.put_made(make, also=also)
         except BaseException:
             # Nobody waits for what is not there, and no worker is to be held up by it.
-            if self._last_words.get(job_id) is word:
-                del self._last_words[job_id]
+            self.last_words.discard(job_id, word)
             raise
         word.is_kept = True
         return word
@@ -173,7 +150,7 @@ class Relay:
         words = {job_id: LastWord(is_kept=True) for job_id in reported}
         for job_id, word in words.items():
             if job_id in undelivered:
-                self._last_words[job_id] = word
+                self.last_words.add(job_id, word)
             else:  # had it not been accepted, the job would not be known any more
                 word.say(accepted=True)
         return [(job, words.get(job.job_id)) for job in kept]
@@ -215,7 +192,7 @@ class Relay:
 
     async def drop(self, job_id: str) -> None:
         """Say nothing more of a job that is not ours, and know nothing of it."""
-        self._last_words.pop(job_id, None)
+        self.last_words.discard(job_id)
         if job_id in self._in_flight:
             self._dropped.add(job_id)
         await self._database.run(partial(self._aftermath.drop, job_id))
@@ -235,14 +212,6 @@ class Relay:
     async def wait_empty(self) -> None:
         for job_id in await self._database.run(self._outbox.pending_jobs):
             await self.wait_said(job_id)
-
-    async def wait_abreast(self) -> None:
-        """Until the end of most jobs has been told, or tried to be: an API that hears of none of
-        them holds up no job."""
-        while sum(not word.is_tried for word in self._last_words.values()) >= MOST_UNTOLD:
-            self._tried = trio.Event()
-            with trio.move_on_after(UNTOLD_LOOK_SECONDS):
-                await self._tried.wait()
 
     async def is_done(self) -> bool:
         """Whether nothing is left to be said or done by the next worker on this state."""
@@ -265,16 +234,12 @@ class Relay:
                     self.due_at = trio.current_time() + LOOK_SECONDS
                     self._news, self._is_behind = trio.Event(), False
                     look = partial(self._look, frozenset(self._in_flight), self._now())
-                    words = {
-                        job_id: word
-                        for job_id, word in self._last_words.items()
-                        if word.is_kept and job_id not in self._in_flight
-                    }
+                    words = self.last_words.kept(but=self._in_flight)
                     goes, next_due_at, ending = await self._database.run(look)
                     for job_id, go in goes.items():
                         self._take(job_id, go)
-                    for job_id in words.keys() - ending - self._in_flight:
-                        self._leave_unsaid(job_id, words[job_id])
+                    unsaid = words.keys() - ending - self._in_flight
+                    self.last_words.leave((job_id, words[job_id]) for job_id in unsaid)
                     await self._wait_for_work(next_due_at)
             finally:
                 self._deliveries = None
@@ -291,13 +256,6 @@ class Relay:
                 for job_id in jobs
             }
             return goes, self._outbox.next_due_at(after=now), self._outbox.ending_jobs()
-
-    def _leave_unsaid(self, job_id: str, word: LastWord) -> None:
-        """An operator has dropped the entry. As after a restart, nobody waits for it any more."""
-        if self._last_words.get(job_id) is word:
-            del self._last_words[job_id]
-            log.warning("outbox_dropped", job_id=job_id)
-            word.say(accepted=True)
 
     def _take(self, job_id: str, go: list[QueuedEntry]) -> None:
         """Have what is due of a job delivered, unless that has to wait for a delivery."""
@@ -353,7 +311,7 @@ class Relay:
                 # While it is told of, the job may be claimed anew: that is none of this.
                 let_go = self.letting_go(job_id)
                 told = await self._tell(go)
-                self._note_tried(job_id)
+                self.last_words.note_tried(job_id)
                 if any(isinstance(verdict, Disowned) for _, verdict in told):
                     let_go()
                 go = await self._record(job_id, told)
@@ -364,12 +322,6 @@ class Relay:
                         self._is_behind = True
                     if not isinstance(verdict, Later):
                         self._settle(queued.entry, verdict)
-
-    def _note_tried(self, job_id: str) -> None:
-        word = self._last_words.get(job_id)
-        if word is not None and word.is_kept:
-            word.is_tried = True
-            self._tried.set()
 
     async def _tell(self, go: Sequence[QueuedEntry]) -> list[tuple[QueuedEntry, Verdict]]:
         """All at once where that can be, else one after another, until one must wait or the job is
@@ -407,9 +359,7 @@ class Relay:
     def _settle(self, entry: Entry, verdict: Verdict) -> None:
         # A release that is still on its way when the job is claimed anew is not its last word.
         if entry.kind is Kind.COMPLETE or isinstance(verdict, Disowned):
-            word = self._last_words.pop(entry.job_id, None)
-            if word is not None:
-                word.say(accepted=isinstance(verdict, Delivered))
+            self.last_words.say(entry.job_id, accepted=isinstance(verdict, Delivered))
 
     async def _has_runs(self, job_id: str) -> bool:
         return await self._database.run(partial(self._runs.has, job_id))

@@ -16,6 +16,7 @@ from worker.masked import mask_result
 from worker.masking import Masker
 from worker.notice import Notice
 from worker.printed import Printed
+from worker.relay import Relay
 from worker.report import create_entry, live_body, running_entry, update_entry
 from worker.snapshot import ExecutionNow
 from worker.state.outbox import Entry
@@ -41,6 +42,7 @@ class ReportedExecution:
         inner: ServerExecution,
         printed: Printed,
         masker: Masker,
+        relay: Relay,
         ends: Ends,
         runs: RunStore,
         *,
@@ -55,6 +57,7 @@ class ReportedExecution:
         self._inner = inner
         self._printed = printed
         self._masker = masker
+        self._relay = relay
         self._ends = ends
         self._runs = runs
         self._trace = trace
@@ -110,7 +113,7 @@ class ReportedExecution:
         return body
 
     async def run(self) -> ServerResult:
-        """How the execution ended; that is noted then."""
+        """How the execution ended; that is on disk then, or held back for the job's own end."""
         if self._known is not None:
             await trio.lowlevel.checkpoint()
             return self._known
@@ -132,9 +135,9 @@ class ReportedExecution:
         self._trace.ended(result, self._received_bytes)
         if self._notice is not None:
             await self._notice.wait_given()
-        await self._ends.note(
-            End(partial(self._final_entries, result), partial(self._keep, result))
-        )
+        end = End(partial(self._final_entries, result), partial(self._keep, result))
+        if not self._ends.hold_back(end):
+            await self._relay.put_rows(self._plan.job_id, end.entries, also=end.keep)
         return result
 
     def _final_entries(self, result: ServerResult) -> list[Entry]:

@@ -27,7 +27,8 @@ from tests.captures import new_path
 from tests.due import first_due
 from worker.api.client import QueueClient
 from worker.database import Database
-from worker.relay import LastWord, Relay
+from worker.last_words import LastWord
+from worker.relay import Relay
 from worker.state import runs
 from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
 from worker.state.outbox import (

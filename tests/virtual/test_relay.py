@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 import pytest
 import trio
 import trio.lowlevel
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
@@ -648,16 +649,19 @@ async def test_a_worker_is_not_abreast_while_100_ends_are_yet_to_be_told(
     for job in jobs[:99]:
         await rig.relay.put_last(job, partial(last, job), also=lambda: None)
     with trio.fail_after(1):
-        await rig.relay.wait_abreast()
+        await rig.relay.last_words.wait_abreast()
     for job in jobs[99:]:
         await rig.relay.put_last(job, partial(last, job), also=lambda: None)
     began = trio.current_time()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.relay.run)
-        await rig.relay.wait_abreast()
+        with capture_logs() as logs:
+            await rig.relay.last_words.wait_abreast()
         nursery.cancel_scope.cancel()
 
+    told = [entry["event"] for entry in logs if entry["event"].startswith("claims_")]
+    assert told == (["claims_wait_for_ends", "claims_go_on"] if seconds else [])
     # 115 less the first 16; an end that is not taken has been tried too.
     assert trio.current_time() - began == pytest.approx(seconds, abs=0.1)
 
@@ -673,7 +677,7 @@ async def test_an_end_that_could_not_be_put_holds_no_worker_up(
             await rig.relay.put_last(f"job_{number}", fault, also=lambda: None)
 
     with trio.fail_after(10):
-        await rig.relay.wait_abreast()
+        await rig.relay.last_words.wait_abreast()
 
 
 async def test_nobody_waits_for_the_end_of_a_job_that_an_operator_has_dropped(
