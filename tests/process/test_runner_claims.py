@@ -51,7 +51,9 @@ def test_a_claim_that_is_just_being_made_is_waited_for(tmp_path: Path) -> None:
 
         first.finish()
         assert starts(server) == "x\n"
-        assert (first.out, second.out) == (b"done\n", b"done\n")
+        assert second.out == b"done\n"
+        # Also where the other took over before it had heard anything.
+        assert first.out == b"done\n" or first.heads[-1] == "t"
         assert {first.state, second.state} <= {"new", "attached", "ended"}
 
     in_every_shell(tmp_path, check, edits={NAMED: f"    sleep 0.4\n{NAMED}"})
@@ -98,6 +100,8 @@ def test_a_run_whose_room_went_with_its_supervisor_is_lost(tmp_path: Path) -> No
     def check(server: Server) -> None:
         run_id = new_id()
         call = server.start(run_id, payload(b"echo first; exec sleep 30"))
+        # Before that it makes files, and does not carry yet what it is found by.
+        call.read_until(lambda call: call.out == b"first\n")
         lose(server, run_id, call)
         shutil.rmtree(server.directory(run_id))
 
