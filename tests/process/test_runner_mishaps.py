@@ -114,6 +114,49 @@ def test_what_cannot_be_searched_is_there_all_the_same(open_path: Path) -> None:
     in_every_shell(open_path, check, user=SOMEBODY)
 
 
+@pytest.mark.parametrize(
+    "which", ["rooms", "runs", "runs/*", "rooms/*", "runs/* rooms/* runs rooms"]
+)
+def test_a_run_is_found_wherever_its_script_has_closed_the_way(open_path: Path, which: str) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        close = f"cd $HOME/.cache/cronium; chmod 000 {which}; ".encode()
+        script = b"echo x >>$HOME/starts; sleep 2.5; " + close + b"exit 3"
+        call = server.start(run_id, payload(close + b"touch $HOME/mark; " + script))
+        wait_until((server.home / "mark").exists, "it is closed")
+
+        assert server.ask("forget", run_id)[0] == 66
+        again = server.run(run_id, payload(script))
+        call.finish()
+        assert (again.state, again.end) == ("attached", (3, "exit"))
+        last = server.run(run_id, payload(script))
+        assert (last.state, last.end) == ("ended", (3, "exit"))
+        assert (server.home / "starts").read_text() == "x\n"
+        assert server.ask("forget", run_id)[0] == 0
+
+    in_every_shell(open_path, check, user=SOMEBODY)
+
+
+def test_a_run_that_closed_the_way_and_lost_its_supervisor_is_lost_and_forgotten(
+    open_path: Path,
+) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.start(run_id, payload(b"echo $$ >$HOME/pid; exec sleep 25"))
+        pid = script_of(server)
+        room, supervisor = server.directory(run_id), server.supervisor(run_id)
+        call.kill()
+        kill_if_alive(supervisor)
+        room.chmod(0)
+
+        assert server.ask("forget", run_id)[0] == 0
+        assert is_ended(pid)
+        assert not server.claim(run_id).exists()
+        assert not room.exists()
+
+    in_every_shell(open_path, check, user=SOMEBODY, grace_ms=300)
+
+
 def test_the_payload_goes_though_its_directory_could_not_be_searched(open_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()

@@ -42,6 +42,14 @@ is_ours() {
     [ ! -h "$1" ] && [ -d "$1" ] && [ -O "$1" ]
 }
 
+# A script may have taken away our right to search what is ours.
+make_searchable() {
+    for path in "$@"; do
+        [ -x "$path" ] || ! is_ours "$path" || chmod u+rwx "$path"
+    done 2>/dev/null
+    return 0
+}
+
 is_forgotten() {
     for tomb in $roots; do
         [ -e "$tomb/forgotten/$id" ] && is_ours "$tomb" && return 0
@@ -219,7 +227,7 @@ supervise() {
         # Between two runs they may end us; now they end a wait, and no more.
         trap '' HUP TERM URG
         serve_run
-        [ -z "$was_claimed" ] || is_there || leave_tomb
+        [ -z "$was_claimed" ] || ! is_gone || leave_tomb
         cd /
         trap - HUP TERM URG
         # Most calls serve one run, and one that waits for a second may wait for long.
@@ -478,7 +486,9 @@ write_began() {
 
 is_claimed_twice() {
     for other in $roots; do
-        [ "$other" != "$root" ] && [ -e "$other/runs/$id" ] && is_ours "$other" && return 0
+        [ "$other" != "$root" ] && is_ours "$other" || continue
+        make_searchable "$other/runs"
+        [ ! -e "$other/runs/$id" ] || return 0
     done
     return 1
 }
@@ -636,8 +646,7 @@ look_around() {
 # Whether the run was deleted: it looks so too where a script has taken away our right to search it.
 is_gone() {
     is_there && return 1
-    [ -x . ] || chmod u+rwx "$run" 2>/dev/null
-    [ -x "${claim%/*}" ] || chmod u+rwx "${claim%/*}" 2>/dev/null
+    make_searchable "${run%/*}" "$run" "${claim%/*}"
     ! is_there
 }
 
@@ -1067,7 +1076,9 @@ know_here() {
 find_run() {
     for root in $roots; do
         claim=$root/runs/$id
-        [ -e "$claim" ] && is_ours "$root" && await_room && return
+        is_ours "$root" || continue
+        make_searchable "$root/runs"
+        [ -e "$claim" ] && await_room && return
     done
     return 1
 }
@@ -1086,21 +1097,28 @@ await_room() {
 
 # Sets run to the room that the claim names.
 find_room() {
-    room=''
     if [ -d "$claim" ]; then
         find_former_room
     else
-        { read -r room <"$claim"; } 2>/dev/null && is_name "$room" && run=$root/rooms/$room
+        read_room && is_name "$room" || return
+        run=$root/rooms/$room
+        make_searchable "$root/rooms" "$run"
     fi
 }
 
-# Former artifacts had all of a run in one directory, and the claim in it. Its script may have taken away our right to
-# search it.
+read_room() {
+    room=''
+    [ -f "$claim" ] || return
+    # A script may have taken away this right too.
+    { [ -r "$claim" ] || chmod u+rw "$claim"; } 2>/dev/null
+    { read -r room <"$claim"; } 2>/dev/null
+}
+
+# Former artifacts had all of a run in one directory, and the claim in it.
 find_former_room() {
-    run=$claim claim=$claim/go
-    [ -h "$claim" ] || { [ ! -x "$run" ] && is_ours "$run" && chmod u+rwx "$run" 2>/dev/null && [ -h "$claim" ]; } ||
-        claim=$run
-    [ "$claim" != "$run" ]
+    run=$claim
+    make_searchable "$run"
+    [ -h "$run/go" ] && claim=$run/go
 }
 
 # A run is served to its end by the artifact that started it.
@@ -2018,6 +2036,7 @@ sweep() {
     read_clock
     find_nest
     touch "$0"
+    make_searchable "$root/rooms" "$root/runs"
     # Former artifacts had all of a run where there are only claims now.
     for place in rooms runs; do
         cd "$root/$place" 2>/dev/null || continue
@@ -2066,6 +2085,7 @@ take_path() {
     name=${name%%/*}
     run=$root/$place/$name
     is_name "$name" || return
+    make_searchable "$run"
     case $place in
     runs) id=$name claim=$run/go ;;
     *)
@@ -2080,9 +2100,7 @@ is_claimed() {
     if [ "$place" = runs ]; then
         [ -h "$claim" ]
     else
-        room=''
-        { [ -f "$claim" ] && read -r room <"$claim"; } 2>/dev/null
-        [ "$room" = "$name" ]
+        read_room && [ "$room" = "$name" ]
     fi
 }
 
