@@ -17,6 +17,7 @@ from tests.process.runner_rig import (
     serving,
     wait_until,
 )
+from worker.remote.payload import LAST_LINE
 
 NAMED = '    { echo "$token" >>"$claim"; } 2>/dev/null && return\n'
 STARTS = b'echo x >>"$HOME/starts"; echo done'
@@ -173,6 +174,27 @@ def test_rooms_that_were_deleted_are_made_anew(server: Server) -> None:
         shutil.rmtree(room)
 
     assert call.run(new_id(), b"echo 2") == b"2\n"
+
+
+def test_rooms_are_made_ahead_only_where_a_run_had_one(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        call, forgotten = server.call("run"), new_id()
+        for _ in range(8):
+            call.run(new_id(), b"true")
+        # It takes the last that is ready, and is then looked for everywhere.
+        server.stage(call, forgotten, STARTS)
+        assert server.ask("forget", forgotten)[0] == 0
+        call.send(LAST_LINE)
+        call.read_until(lambda call: call.heads[-1] == "x 125 forgotten 0 0")
+        call.run(new_id(), b"true")
+        call.finish()
+
+        assert starts(server) == ""
+        assert not (server.home / "elsewhere").exists()
+        assert set(server.rooms()) == claimed(server)
+
+    others = 'roots="/var/tmp/cronium-$uid /tmp/cronium-$uid"'
+    in_every_shell(tmp_path, check, edits={others: 'roots="$HOME/elsewhere"'})
 
 
 def make_former(server: Server, run_id: str) -> None:

@@ -1186,8 +1186,6 @@ run_all() {
         *) run_one "$@" ;;
         esac
         served=$((served + 1))
-        # The second run had several made, and there may be a third.
-        [ "$rooms" -lt 2 ] || [ -n "$ready" ] || prepare_rooms
     done
 }
 served=0
@@ -1227,6 +1225,8 @@ run_one() {
         case $verdict in
         new*)
             attach_started
+            # The second run had several made, and there may be a third. Here, as only now root is that of a room.
+            [ "$rooms" -lt 2 ] || [ -n "$ready" ] || ! is_ours "$root" || prepare_rooms
             return
             ;;
         esac
