@@ -97,6 +97,25 @@ def test_one_who_claims_and_names_the_room_much_later_does_not_start(tmp_path: P
     in_every_shell(tmp_path, check, edits={NAMED: f"    sleep 2\n{NAMED}"})
 
 
+def test_a_room_that_a_killed_supervisor_left_over_is_removed(
+    tmp_path: Path,
+) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        call = server.call("run")
+        call.send(server.message(run_id, payload(STARTS), limit_seconds=60))
+        wait_until(server.claim(run_id).exists, "it is claimed")
+
+        kill_if_alive(server.supervisor(run_id))
+        call.finish()
+
+        assert call.heads[2:] == ["x 125 forgotten 0 0"]
+        assert server.rooms() == []
+        assert starts(server) == ""
+
+    in_every_shell(tmp_path, check, edits={NAMED: f"    sleep 2\n{NAMED}"})
+
+
 def test_a_run_whose_room_went_with_its_supervisor_is_lost(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()

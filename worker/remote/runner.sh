@@ -1204,6 +1204,8 @@ run_one() {
     # A start that was beaten is looked at again: what beat it may itself be forgotten by now.
     for attempt in 1 2 3; do
         find_run || run=''
+        # With a payload in it, where the supervisor was killed before it could remove it.
+        [ -z "$received" ] || [ "$run" = "${in%/*}" ] || [ ! -d "$in" ] || rm -rf "${in%/*}"
         if is_forgotten; then
             drain_stdin
             printf 'x 125 forgotten 0 0\n' || exit 74
