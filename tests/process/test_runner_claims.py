@@ -257,17 +257,19 @@ def test_a_run_of_a_former_artifact_is_found_and_forgotten(tmp_path: Path) -> No
     in_every_shell(tmp_path, check)
 
 
-def test_the_janitor_removes_former_runs_and_claims_that_name_no_room(tmp_path: Path) -> None:
+def test_the_janitor_removes_former_runs_and_claims_without_a_room(tmp_path: Path) -> None:
     def check(server: Server) -> None:
-        former, nobodys, last = new_id(), new_id(), new_id()
+        former, nobodys, gone, last = new_id(), new_id(), new_id(), new_id()
         server.run(former, payload(b"echo former"))
         server.wait_for_the_janitor(former)
         # Before any uptime, for the machine may have been up for minutes.
         (server.directory(former) / "began").write_text("-700000 0\n")
         make_former(server, former)
         server.claim(nobodys).touch()
+        server.claim(gone).write_text("1-N0nce-1\n")
         long_ago = 1_500_000_000
-        for path in (*server.claim(former).glob("exit.*"), server.claim(nobodys)):
+        claims = (server.claim(nobodys), server.claim(gone))
+        for path in (*server.claim(former).glob("exit.*"), *claims):
             os.utime(path, (long_ago, long_ago))
         for stamp in server.root.glob("swept.*"):
             stamp.unlink()
@@ -277,7 +279,7 @@ def test_the_janitor_removes_former_runs_and_claims_that_name_no_room(tmp_path: 
         server.wait_for_the_janitor(last)
         assert list((server.root / "runs").iterdir()) == [server.claim(last)]
         tombs = {path.name for path in (server.root / "forgotten").iterdir()}
-        assert tombs == {former, nobodys}
+        assert tombs == {former, nobodys, gone}
 
     in_every_shell(tmp_path, check, edits={"settle_s=3600": "settle_s=0"})
 

@@ -2106,15 +2106,16 @@ is_claimed() {
     fi
 }
 
-# With claims that name no room.
+# With claims of no room, or of one that was deleted with its supervisor.
 drop_unclaimed() {
     for path in $(find . -path './*/*' -prune -o -type d -mtime +1 -print); do
         # Its starter may still be at it, if only the time of day says otherwise.
         take_path && ! is_claimed && ! kill -0 "${name%%-*}" 2>/dev/null && rm -rf "$run"
     done
     [ "$place" = runs ] || return
-    for path in $(find . -path './*/*' -prune -o -type f -size 0 -mtime +1 -print); do
-        take_path && leave_tomb && rm -f "$run"
+    for path in $(find . -path './*/*' -prune -o -type f \( -size 0 -mtime +1 -o -mtime +7 \) -print); do
+        take_path && claim=$run && { [ ! -s "$claim" ] || { find_room && [ ! -d "$run" ]; }; } &&
+            leave_tomb && rm -f "$claim"
     done
 }
 
