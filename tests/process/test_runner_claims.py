@@ -195,6 +195,15 @@ def test_rooms_that_were_deleted_are_made_anew(server: Server) -> None:
     assert call.run(new_id(), b"echo 2") == b"2\n"
 
 
+def test_the_place_of_the_claims_is_made_anew_too(server: Server) -> None:
+    call = server.call("run")
+    for _ in range(2):
+        call.run(new_id(), b"true")
+    shutil.rmtree(server.root / "runs")
+
+    assert call.run(new_id(), b"echo 2") == b"2\n"
+
+
 def test_rooms_are_made_ahead_only_where_a_run_had_one(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         call, forgotten = server.call("run"), new_id()

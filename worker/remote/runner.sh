@@ -1333,7 +1333,7 @@ make_room() {
 # Sets run, token and in. What is ready may have been deleted meanwhile.
 take_room() {
     case $ready in
-    "$root"/*) [ -d "${ready%% *}/calls" ] || ready='' ;;
+    "$root"/*) [ -d "${ready%% *}/calls" ] && [ -d "$root/runs" ] || drop_ready ;;
     esac
     case $ready in
     "$root"/*) ;;
