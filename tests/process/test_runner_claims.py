@@ -78,6 +78,24 @@ def test_a_claim_that_names_no_room_for_long_starts_nothing_any_more(tmp_path: P
     in_every_shell(tmp_path, check)
 
 
+def test_no_run_is_buried_in_a_place_that_is_not_ours(tmp_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id = new_id()
+        (server.root / "runs").mkdir()
+        (server.root / "forgotten").touch()
+        server.claim(run_id).touch()
+        (server.home / "anywhere").mkdir()
+        (server.home / "elsewhere").symlink_to(server.home / "anywhere")
+
+        assert server.ask("attach", run_id, "0", "0")[0] == 66
+
+        assert list((server.home / "anywhere").glob("*/*")) == []
+        assert server.claim(run_id).exists()
+
+    others = 'roots="/var/tmp/cronium-$uid /tmp/cronium-$uid"'
+    in_every_shell(tmp_path, check, edits={others: 'roots="$HOME/elsewhere"'})
+
+
 def test_one_who_claims_and_names_the_room_much_later_does_not_start(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()

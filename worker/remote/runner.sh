@@ -320,7 +320,7 @@ leave_tomb() {
     is_forgotten && return
     read_clock
     for tomb in "$root" $roots; do
-        { [ -d "$tomb/forgotten" ] || mkdir -p "$tomb/forgotten"; } &&
+        { [ -d "$tomb/forgotten" ] || mkdir -p "$tomb/forgotten"; } && is_ours "$tomb" &&
             { echo "$boot $clock_s" >"$tomb/forgotten/$id"; } && return
     done 2>/dev/null
 }
