@@ -112,7 +112,7 @@ def test_one_who_claims_and_names_the_room_much_later_does_not_start(tmp_path: P
         assert not server.claim(run_id).exists()
         wait_until(lambda: not server.rooms(), "its room is gone")
 
-    in_every_shell(tmp_path, check, edits={NAMED: f"    sleep 2\n{NAMED}"})
+    in_every_shell(tmp_path, check, edits={NAMED: f"    sleep 4\n{NAMED}"})
 
 
 def test_a_room_that_a_killed_supervisor_left_over_is_removed(

@@ -121,13 +121,16 @@ def test_a_run_is_found_wherever_its_script_has_closed_the_way(open_path: Path, 
     def check(server: Server) -> None:
         run_id = new_id()
         close = f"cd $HOME/.cache/cronium; chmod 000 {which}; ".encode()
-        script = b"echo x >>$HOME/starts; sleep 2.5; " + close + b"exit 3"
+        wait = b"until [ -e $HOME/on ]; do sleep 0.1; done; "
+        script = b"echo x >>$HOME/starts; " + wait + close + b"exit 3"
         call = server.start(run_id, payload(close + b"touch $HOME/mark; " + script))
         wait_until((server.home / "mark").exists, "it is closed")
 
         assert server.ask("forget", run_id)[0] == 66
-        again = server.run(run_id, payload(script))
-        call.finish()
+        again = server.start(run_id, payload(script))
+        (server.home / "on").touch()
+        for each in (call, again):
+            each.finish()
         assert (again.state, again.end) == ("attached", (3, "exit"))
         last = server.run(run_id, payload(script))
         assert (last.state, last.end) == ("ended", (3, "exit"))
@@ -155,6 +158,27 @@ def test_a_run_that_closed_the_way_and_lost_its_supervisor_is_lost_and_forgotten
         assert not room.exists()
 
     in_every_shell(open_path, check, user=SOMEBODY, grace_ms=300)
+
+
+def test_the_janitor_keeps_the_room_of_a_run_whose_claim_was_closed(open_path: Path) -> None:
+    def check(server: Server) -> None:
+        run_id, last = new_id(), new_id()
+        script = b"echo $$ >$HOME/pid; until [ -e $HOME/on ]; do sleep 0.1; done; exit 3"
+        call = server.start(run_id, payload(script))
+        script_of(server)
+        call.kill()
+        room = server.directory(run_id)
+        server.claim(run_id).chmod(0)
+        os.utime(room, (1_500_000_000, 1_500_000_000))
+
+        server.run(last, payload(b""))
+        server.wait_for_the_janitor(last)
+        assert (room / "go").exists()
+        (server.home / "on").touch()
+
+        assert server.run(run_id, payload(script)).end == (3, "exit")
+
+    in_every_shell(open_path, check, user=SOMEBODY, edits={"settle_s=3600": "settle_s=0"})
 
 
 def test_the_payload_goes_though_its_directory_could_not_be_searched(open_path: Path) -> None:
