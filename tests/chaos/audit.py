@@ -121,9 +121,9 @@ def _runs(stage: Stage) -> Iterator[Path]:
         for path in root.glob("runs/*"):
             if any(job_id in path.name for job_id in ours):
                 yield path
-        for path in root.glob("rooms/*/go"):
-            if any(job_id in path.read_text() for job_id in ours):
-                yield path.parent
+        for path in root.glob("rooms/*/for.*"):
+            if any(job_id in path.name for job_id in ours):
+                yield path
 
 
 def _is_nobodys(stage: Stage, row: JobRow) -> bool:

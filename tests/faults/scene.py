@@ -126,7 +126,7 @@ class Scene:
 
     def runs(self) -> list[Path]:
         """What the servers keep of runs, but for tombstones."""
-        places = ("runs/*", "rooms/*/go")
+        places = ("runs/*", "rooms/*/for.*")
         return [path for home in self.homes for each in places for path in _root(home).glob(each)]
 
     def tombstones(self) -> list[str]:

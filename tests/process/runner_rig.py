@@ -346,24 +346,27 @@ class Server:
         claim = self.claim(run_id)
         if claim.is_file() and (name := claim.read_text().strip()):
             return self.root / "rooms" / name
-        for owner in self.root.glob("rooms/*/go"):
-            if owner.read_text().split()[1:] == [run_id]:
-                return owner.parent
+        for owner in self.root.glob(f"rooms/*/for.{run_id}"):
+            return owner.parent
         return claim
+
+    def owner(self, run_id: str) -> Path:
+        """What says who starts it, in its room."""
+        return self.directory(run_id) / f"for.{run_id}"
 
     def rooms(self) -> list[Path]:
         return list(self.root.glob("rooms/*"))
 
     def _has_one_that_is_staged(self) -> bool:
         return any(
-            (room / "in/input").exists() and not (room / "go").exists() for room in self.rooms()
+            (room / "in/input").exists() and not any(room.glob("for.*")) for room in self.rooms()
         )
 
     def has_ended(self, run_id: str) -> bool:
         return any(self.directory(run_id).glob("exit.*"))
 
     def supervisor(self, run_id: str) -> int:
-        return int((self.directory(run_id) / "go").read_text().split(".")[0])
+        return int(self.owner(run_id).read_text().split(".")[0])
 
     def script(self, run_id: str) -> int:
         return int((self.directory(run_id) / "script").read_text().split()[0])

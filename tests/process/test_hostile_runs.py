@@ -40,7 +40,7 @@ def a_prepared_run(root: Path) -> str:
     (run / "calls").mkdir(parents=True)
     (root / "runs").mkdir()
     (root / "runs" / run_id).write_text("1-x\n")
-    (run / "go").write_text(f"1.1.boot.1-x {run_id}\n")
+    (run / f"for.{run_id}").write_text("1.1.boot.1-x\n")
     (run / "exit.0.exit.1.1").touch()
     (run / "out").write_text("forged\n")
     (run / "err").write_text("")

@@ -57,7 +57,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
 
 
 def claim_for_another_boot(server: Server, run_id: str) -> None:
-    owner = server.directory(run_id) / "go"
+    owner = server.owner(run_id)
     pid, start, _, rest = owner.read_text().split(".", 3)
     owner.write_text(f"{pid}.{start}.{OTHER_BOOT}.{rest}")
 
@@ -235,7 +235,7 @@ def test_a_claim_of_another_boot_or_of_a_recycled_pid_is_lost(server: Server, st
     call = server.start(run_id, payload(b"echo first; exec sleep 30"))
     call.read_until(lambda call: call.out == b"first\n")
     call.kill()
-    owner = server.directory(run_id) / "go"
+    owner = server.owner(run_id)
     pid, start, boot, rest = owner.read_text().split(".", 3)
     if stale == "boot":
         boot = OTHER_BOOT
@@ -414,7 +414,7 @@ def test_the_janitor_removes_what_is_old_and_keeps_what_is_not(tmp_path: Path) -
         tombs = server.root / "forgotten"
         tombs.mkdir(exist_ok=True)
         for run_id in (week_old, rebooted, foreign, going):
-            owner = server.directory(run_id) / "go"
+            owner = server.owner(run_id)
             if run_id == rebooted:
                 claim_for_another_boot(server, run_id)
             else:

@@ -96,6 +96,30 @@ def test_no_run_is_buried_in_a_place_that_is_not_ours(tmp_path: Path) -> None:
     in_every_shell(tmp_path, check, edits={others: 'roots="$HOME/elsewhere"'})
 
 
+def test_a_run_is_found_whose_claim_was_left_empty_when_the_machine_went_down(
+    tmp_path: Path,
+) -> None:
+    def check(server: Server) -> None:
+        ended, lost = new_id(), new_id()
+        server.run(ended, payload(b"echo well; exit 3"))
+        call = server.start(lost, payload(b"echo begun; exec sleep 30"))
+        call.read_until(lambda call: call.out == b"begun\n")
+        lose(server, lost, call)
+        for run_id in (ended, lost):
+            room = server.directory(run_id)
+            for path in (server.claim(run_id), server.owner(run_id), room / "host"):
+                path.write_text("")
+
+        again = server.run(ended, payload(STARTS))
+        assert (again.state, again.out, again.end) == ("ended", b"well\n", (3, "exit"))
+        again = server.run(lost, payload(STARTS))
+        assert (again.out, again.end) == (b"begun\n", (125, "lost"))
+        assert server.ask("forget", ended, lost)[0] == 0
+        assert (starts(server), server.rooms()) == ("", [])
+
+    in_every_shell(tmp_path, check)
+
+
 def test_one_who_claims_and_names_the_room_much_later_does_not_start(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
@@ -246,9 +270,9 @@ def test_rooms_are_made_ahead_only_where_a_run_had_one(tmp_path: Path) -> None:
 def make_former(server: Server, run_id: str) -> None:
     """Lays a run out as former artifacts did: all in one directory, and the claim a link in it."""
     room, claim = server.directory(run_id), server.claim(run_id)
-    owner = (room / "go").read_text().split()[0]
-    (room / "go").unlink()
-    (room / "go").symlink_to(owner)
+    owner = server.owner(run_id)
+    (room / "go").symlink_to(owner.read_text().strip())
+    owner.unlink()
     (room / "calls").rename(room / f"calls.{room.name}")
     (room / "work").rename(room / f"work.{room.name}")
     shutil.rmtree(room / "in", ignore_errors=True)

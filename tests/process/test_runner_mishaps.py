@@ -173,7 +173,7 @@ def test_the_janitor_keeps_the_room_of_a_run_whose_claim_was_closed(open_path: P
 
         server.run(last, payload(b""))
         server.wait_for_the_janitor(last)
-        assert (room / "go").exists()
+        assert room.exists()
         (server.home / "on").touch()
 
         assert server.run(run_id, payload(script)).end == (3, "exit")

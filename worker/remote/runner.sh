@@ -373,6 +373,7 @@ tick() {
     trap 'echo tick >&3; kill -URG $$' EXIT
     trap exit HUP TERM
     while read -r run claim script_pid script_started limit_s output_limit began_s began_ms; do
+        id=${claim##*/}
         # The script may have deleted it by now: then that is what we have to report.
         cd "$run" 2>/dev/null || cd /
         last_s='' overdue=0
@@ -443,7 +444,7 @@ is_overdue() {
 # What can be is written by true and echo, which mksh need not fork for: it has no printf of its own.
 claim() {
     verdict=full
-    { true >>out && true >>err && echo "$$.$supervisor_started.$boot.$token $id" >go; } 2>/dev/null || return
+    { true >>out && true >>err && echo "$$.$supervisor_started.$boot.$token" >"for.$id"; } 2>/dev/null || return
     verdict=taken
     read_clock
     began_s=$clock_s began_ms=$clock_ms
@@ -652,7 +653,7 @@ is_gone() {
 
 # In a run of a former artifact both are one, and that is a link.
 is_there() {
-    { [ -e go ] || [ -h go ]; } && { [ -e "$claim" ] || [ -h "$claim" ]; }
+    { [ -e "for.$id" ] || [ -h go ]; } && { [ -e "$claim" ] || [ -h "$claim" ]; }
 }
 
 # Sets code and reason where the run is to be ended.
@@ -1111,7 +1112,20 @@ read_room() {
     [ -f "$claim" ] || return
     # A script may have taken away this right too.
     { [ -r "$claim" ] || chmod u+rw "$claim"; } 2>/dev/null
-    { read -r room <"$claim"; } 2>/dev/null
+    { read -r room <"$claim"; } 2>/dev/null || find_claimed_room
+}
+
+# Where the machine went down since, a file may be empty; names are kept sooner. What is made with the claim made says
+# which room is not one that was beaten to it.
+find_claimed_room() {
+    for path in "$root"/rooms/*/"for.$id"; do
+        room=${path%/*}
+        [ -e "$room/host" ] || continue
+        room=${room##*/}
+        return 0
+    done
+    room=''
+    return 1
 }
 
 # Former artifacts had all of a run in one directory, and the claim in it.
@@ -1141,7 +1155,7 @@ read_claim() {
         read_link "$run/go"
         calls=calls.${target#*.*.*.}
     else
-        { read -r target rest <"$run/go"; } 2>/dev/null
+        { read -r target <"$run/for.$id"; } 2>/dev/null
     fi
     supervisor=${target%%.*} target=${target#*.}
     supervisor_started=${target%%.*} target=${target#*.}
@@ -2060,7 +2074,7 @@ bury_old() {
         -mtime +7 -print); do
         take_path && is_claimed && find_record "$run" && ! is_elsewhere && ! is_young_run && bury
     done
-    for path in $(find . -path './*/*/*' -prune -o -path './*/go' ! -type d -mtime +7 -print); do
+    for path in $(find . -path './*/*/*' -prune -o \( -path './*/go' -o -path './*/for.*' \) ! -type d -mtime +7 -print); do
         take_path && is_claimed && ! find_record "$run" && is_over
     done
     remove_gone
@@ -2091,7 +2105,7 @@ take_path() {
     case $place in
     runs) id=$name claim=$run/go ;;
     *)
-        { read -r rest id <"$run/go"; } 2>/dev/null
+        for path in "$run"/for.*; do id=${path##*/for.}; done
         is_name "$id" || id=''
         claim=$root/runs/$id
         ;;
