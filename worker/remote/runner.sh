@@ -575,12 +575,11 @@ become_script() {
 }
 
 watch() {
-    reason='exit' is_woken=''
+    reason='exit' waits=0
     while :; do
         look_around
         [ "$reason" = exit ] || break
-        [ -z "$is_woken" ] || renew_ticker
-        is_woken=1
+        [ "$waits" -eq 0 ] || renew_ticker
         wait_for_script
         was_interrupted || break
     done
@@ -590,15 +589,18 @@ watch() {
         end_tree "$script_pid" "$script_started"
         return
     fi
+    # mksh keeps no status that comes between two waits, but for the last child that it started. It may be the
+    # script's own, but must not pass for it.
+    [ "$waits" -eq 1 ] || [ -z "${KSH_VERSION-}" ] || [ "$code" -ne 127 ] || code=125 reason=lost
     # Death by signal n is 128+n but for ksh93 (256+n) and yash (384+n).
     if [ "$code" -gt 384 ]; then code=$((code - 256)); elif [ "$code" -gt 256 ]; then code=$((code - 128)); fi
     [ "$code" -le 128 ] || [ "$code" -gt 192 ] || reason=signal
 }
 
-# Sets code, and woken if there was a signal. Only here they are heard: yash forgets that a function was to return
+# Sets code, and woken if there was a signal; counts waits. Only here they are heard: yash forgets that a function was to return
 # where one comes just then.
 wait_for_script() {
-    woken=''
+    woken='' waits=$((waits + 1))
     trap 'woken=1' HUP TERM URG
     wait "$script_pid"
     code=$?
