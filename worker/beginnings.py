@@ -56,7 +56,7 @@ class Beginnings:
                 if is_sure:
                     is_ours = await self._begin_untold(plan, job, began_at)
                     after_seconds = 0 if is_alone else RUNNING_AFTER_SECONDS
-                    flight.notice = Notice(len(plan.executions), after_seconds=after_seconds)
+                    flight.notice = Notice(after_seconds=after_seconds)
                 else:
                     is_ours = await self._begin(plan, job, flight, began_at)
             yield is_ours

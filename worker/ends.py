@@ -20,17 +20,15 @@ NOTHING = End(entries=list, keep=lambda: None)
 class Ends:
     """Of a job with so many executions still `running`.
 
-    To keep that of the `last` by itself would be one more commit, just before that of the job.
+    That of the `last` is held back: to keep it by itself would be one more commit, just before that
+    of the job.
     """
 
     def __init__(self, running: int) -> None:
         self._running = running
         self.last = NOTHING
 
-    def hold_back(self, end: End) -> bool:
-        """Whether it is the last, and is kept with the job's own."""
+    def count(self) -> bool:
+        """One more has come; whether it is the last."""
         self._running -= 1
-        if self._running:
-            return False
-        self.last = end
-        return True
+        return not self._running

@@ -4,13 +4,12 @@ import trio
 
 
 class Notice:
-    """Of a job with so many `executions`; of their ends nothing is said before it is given.
+    """Of the ends of the job's executions nothing is said before it is given.
 
     With the last of them, if that is within `after_seconds`, it takes no call of its own.
     """
 
-    def __init__(self, executions: int, *, after_seconds: float) -> None:
-        self._running = executions
+    def __init__(self, *, after_seconds: float) -> None:
         self._after_seconds = after_seconds
         self._is_given = trio.Event()
         # Whether it is told by itself, now or before: then it does not go along with an end.
@@ -29,10 +28,9 @@ class Notice:
     def give(self) -> None:
         self._is_given.set()
 
-    async def wait_given(self) -> None:
+    async def wait_given(self, *, is_last: bool) -> None:
         """For an execution that has ended."""
-        self._running -= 1
-        if not self._running and not self._is_due:
+        if is_last and not self._is_due:
             self.goes_along = True
             self.give()
         await self._is_given.wait()

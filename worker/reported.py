@@ -133,10 +133,13 @@ class ReportedExecution:
             error=result.error,
         )
         self._trace.ended(result, self._received_bytes)
+        is_last = self._ends.count()
         if self._notice is not None:
-            await self._notice.wait_given()
+            await self._notice.wait_given(is_last=is_last)
         end = End(partial(self._final_entries, result), partial(self._keep, result))
-        if not self._ends.hold_back(end):
+        if is_last:
+            self._ends.last = end
+        else:
             await self._relay.put_rows(self._plan.job_id, end.entries, also=end.keep)
         return result
 

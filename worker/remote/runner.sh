@@ -30,6 +30,8 @@ newline='
 most_served=1000
 # Ended runs of a call whose payloads may still be on the disk: they are removed together.
 most_owed=8
+# Made together, as each time is a program.
+rooms_at_once=8
 
 name_artifact() {
     artifact=${1##*/runner-}
@@ -469,9 +471,9 @@ claim() {
 take_claim() {
     set -C
     { true >"$claim"; } 2>/dev/null
-    is_taken=$?
+    failed=$?
     set +C
-    [ "$is_taken" -eq 0 ] || return
+    [ "$failed" -eq 0 ] || return
     # Not emptied once more: some file systems write what was emptied to the disk at once.
     { echo "$token" >>"$claim"; } 2>/dev/null && return
     verdict=full
@@ -1359,10 +1361,9 @@ take_room() {
     token=${run##*/} in=$run/in
 }
 
-# Several at once, as each time is a program; at first only one, as most calls serve one run. With cgroup $1, which
-# comes last, for it is no reason to fail.
+# At first only one, as most calls serve one run. With cgroup $1, which comes last, for it is no reason to fail.
 prepare_rooms() {
-    lot='' paths='' last=$((rooms + 8))
+    lot='' paths='' last=$((rooms + rooms_at_once))
     [ "$rooms" -gt 0 ] || last=1
     while [ "$rooms" -lt "$last" ]; do
         rooms=$((rooms + 1))
@@ -2076,7 +2077,8 @@ bury_old() {
         -mtime +7 -print); do
         take_path && is_claimed && find_record "$run" && ! is_elsewhere && ! is_young_run && bury
     done
-    for path in $(find . -path './*/*/*' -prune -o \( -path './*/go' -o -path './*/for.*' \) ! -type d -mtime +7 -print); do
+    for path in $(find . -path './*/*/*' -prune -o \( -path './*/go' -o -path './*/for.*' \) ! -type d \
+        -mtime +7 -print); do
         take_path && is_claimed && ! find_record "$run" && is_over
     done
     remove_gone
@@ -2130,8 +2132,7 @@ drop_unclaimed() {
     done
     [ "$place" = runs ] || return
     for path in $(find . -path './*/*' -prune -o -type f \( -size 0 -mtime +1 -o -mtime +7 \) -print); do
-        take_path && claim=$run && { [ ! -s "$claim" ] || { find_room && [ ! -d "$run" ]; }; } &&
-            leave_tomb && rm -f "$claim"
+        take_path && claim=$run && ! { find_room && [ -d "$run" ]; } && leave_tomb && rm -f "$claim"
     done
 }
 
