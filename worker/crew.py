@@ -130,7 +130,7 @@ class Crew:
             still_ours=partial(self._ownership.still_ours, self._flight),
             sink=printed.take_in,
             calls=self._helper_calls(execution),
-            resumption=self._resumption(printed, known),
+            resumption=self._resumption(execution, printed, known),
         )
         return ReportedExecution(
             self._plan,
@@ -166,11 +166,14 @@ class Crew:
             return None
         return ServerResult.from_json(self._kept.results[execution.id])
 
-    def _resumption(self, printed: Printed, known: ServerResult | None) -> Resumption | None:
+    def _resumption(
+        self, execution: PlannedExecution, printed: Printed, known: ServerResult | None
+    ) -> Resumption | None:
         if not self._is_left:
             return None
         if known is not None:
             return Resumption(may_have_begun=known.runner is not None)
-        has_begun = printed.has_begun
+        is_marked = self._around.runs.has_begun(self._plan.job_id, execution.id)
+        has_begun = is_marked or printed.has_spool
         printed.take_up()
         return Resumption(may_have_begun=True, has_begun=has_begun, offsets=printed.offsets)

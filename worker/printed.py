@@ -61,8 +61,8 @@ class Printed:
         self._is_full = False
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the run is known to have started, perhaps to an earlier worker."""
+    def has_spool(self) -> bool:
+        """Whether an earlier worker has received something of the run."""
         return any(capture.exists for capture in self.captures.values())
 
     @property
@@ -82,13 +82,6 @@ class Printed:
                     begins_line=capture.begins_line,
                 )
                 self._cutters[stream] = LineCutter(capture.take_up(self._orders.next(stream)))
-
-    def begin(self) -> None:
-        """Mark that the run has started; where there is no room for that, it is not marked."""
-        try:
-            self.captures[Stream.STDOUT].write(b"")
-        except OSError as error:
-            log.warning("spool_unwritable", error=error.strerror)
 
     async def take_in(self, stream: Stream, data: bytes) -> None:
         """Keep the next bytes of a stream; while there is no room for them, wait."""

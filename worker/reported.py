@@ -168,5 +168,12 @@ class ReportedExecution:
 
     def _begun(self) -> None:
         self._begun_at = now_ms()
-        self._printed.begin()
+        self._mark_begun()
         self._on_begun(self)
+
+    def _mark_begun(self) -> None:
+        """Where there is no room for that, it is not marked: the server knows as well."""
+        try:
+            self._runs.mark_begun(self._plan.job_id, self._execution.id)
+        except OSError as error:
+            log.warning("spool_unwritable", error=error.strerror)

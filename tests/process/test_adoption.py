@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,31 @@ def test_what_was_received_is_neither_fetched_nor_logged_twice(
     assert report.job.attempts == 0  # it was never given back
     assert kept_states(site) == [(job_id, "finished", False)]
     assert (spools(site), runs_on(sshd)) == ([], [])
+
+
+def test_a_run_that_was_silent_is_not_started_again_where_the_server_knows_nothing_of_it(
+    site: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    starts, go = tmp_path / "starts", tmp_path / "go"
+    site.start_queue()
+    name = site.add(sshd.server)
+    first = site.start_worker()
+    job_id = site.submit(f"echo x >>{starts}; until [ -e {go} ]; do sleep 0.1; done", name)
+    wait_for(lambda: starts.exists() and spools(site), "what says that it has begun")
+    kill(first)
+    # As where the server was set up anew.
+    go.touch()
+    for pid in sshd.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not sshd.processes(), "the end of all that ran there")
+    shutil.rmtree(sshd.server.home / ".cache/cronium")
+
+    site.start_worker()
+    report = site.finished(job_id)
+
+    assert (report.job.status, starts.read_text()) == ("failed", "x\n")
+    wait_for(lambda: not spools(site), "the end of what said that it had begun")
 
 
 def test_of_many_servers_only_those_that_had_not_ended_are_gone_on_with(

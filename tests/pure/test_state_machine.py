@@ -43,7 +43,7 @@ from worker.state.outbox import (
 )
 from worker.state.runs import DAY_MS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
-from worker.state.spool import Spool, Spools
+from worker.state.spool import MARK, Spool, Spools
 from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void
 
 T = TypeVar("T")
@@ -842,6 +842,7 @@ class StateMachine(RuleBasedStateMachine):
         self.receive(*one_of(self.unended(), number), count)
 
     def receive(self, job_id: str, execution_id: str, count: int) -> None:
+        self.runs.mark_begun(job_id, execution_id)
         spool = self.runs.spool(job_id, execution_id, "stdout", limit=SPOOL_LIMIT)
         start, end = spool.received, spool.received + count
         spool.write(printed(execution_id, end)[start:])
@@ -1012,6 +1013,16 @@ class StateMachine(RuleBasedStateMachine):
     def unfinished_jobs_have_all_that_was_received_and_no_others_have_spools(self) -> None:
         received = {job_id: self.model.jobs[job_id].received for job_id in self.model.unfinished()}
         assert self.spooled() == {job_id: spools for job_id, spools in received.items() if spools}
+
+    @invariant()
+    def it_is_known_which_runs_have_begun(self) -> None:
+        begun = {
+            f"{execution_id}{MARK}{job_id}"
+            for job_id in self.model.unfinished()
+            for execution_id in self.model.jobs[job_id].received
+        }
+        found = {path.name for path in (self.folder / SPOOLS).glob(f"*{MARK}*")}
+        assert found - {MARK} == begun
 
     @invariant()
     def a_result_has_its_output(self) -> None:

@@ -64,7 +64,7 @@ class Capture:
 
     @property
     def exists(self) -> bool:
-        """Whether the spool is there: it is from the run's start on."""
+        """Whether the spool is there: from the first that was received on."""
         return self._spool.exists
 
     @property

@@ -57,6 +57,14 @@ class RunStore:
         """What was received of one stream of a run; it goes with the job."""
         return self._spools.spool(job_id, execution_id, stream, limit=limit)
 
+    def mark_begun(self, job_id: str, execution_id: str) -> None:
+        """Mark that a run has begun; it goes with the job. Raises OSError for want of room."""
+        self._spools.mark(job_id, execution_id)
+
+    def has_begun(self, job_id: str, execution_id: str) -> bool:
+        """Whether that is known of a run, perhaps from an earlier worker."""
+        return self._spools.is_marked(job_id, execution_id)
+
     def begin(self, job_id: str, claim: bytes, *, now: int, begun: Begun = NOT_TOLD) -> None:
         """Keep a claimed job; whatever the state had of an earlier claim of it is gone."""
         sealed = self._seal.seal(claim, about=job_id)
