@@ -14,8 +14,9 @@ from tests.bench.rows import Measured, Row, at_least, at_most, measured, ratios
 from worker.clock import now_ms
 
 # How many a worker has in flight: enough to have it busy all the time.
-JOBS_AT_ONCE = "32"
-WARM_UP_JOBS = 8
+JOBS_AT_ONCE = 32
+# Each of its runs then finds a connection, a started runner and code that has run before.
+WARM_UP_JOBS = 2 * JOBS_AT_ONCE
 # All are submitted before the first is due, so that submitting costs nothing that counts.
 SUBMIT_MS_PER_JOB = 4
 AHEAD_MS = 500
@@ -117,8 +118,8 @@ def _scaling(row: Row, pairs: list[tuple[_Rate, _Rate]]) -> Measured:
 
 def _one_and_two(bed: Bed, name: str, jobs: int, *, share: float = 1) -> tuple[_Rate, _Rate]:
     environ = {
-        "JOBS_MAX_CONCURRENT": JOBS_AT_ONCE,
-        "JOBS_POLL_BATCH_SIZE": JOBS_AT_ONCE,
+        "JOBS_MAX_CONCURRENT": str(JOBS_AT_ONCE),
+        "JOBS_POLL_BATCH_SIZE": str(JOBS_AT_ONCE),
     }
     worker = bed.start_worker("state-1", **environ)
     one = _rate(bed, name, jobs, [worker], share)

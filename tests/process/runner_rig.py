@@ -432,6 +432,8 @@ def new_id() -> str:
 def kill_if_alive(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+    # Under load that takes a while, in which it passes for alive.
+    wait_until(lambda: not is_alive(pid), "it is gone")
 
 
 def carriers(run_id: str) -> list[int]:
