@@ -14,7 +14,7 @@ from tests.queue_rig import running_queue
 from tests.worker_rig import outcomes, running_worker, until_exists, worker_on
 from worker.demo.sshd import LocalServer
 from worker.jobs import Jobs
-from worker.state.spool import Spool
+from worker.state.spool import MARK, Spool
 
 
 @pytest.mark.parametrize("reader", ["a row", "live output"])
@@ -81,7 +81,7 @@ async def test_a_run_that_only_its_errors_tell_of_is_known_to_have_begun(
     really_open = os.open
 
     def opened(path: Any, *arguments: Any, **named: Any) -> int:  # noqa: ANN401  as os.open
-        if str(path).endswith(".stdout") and not faults:
+        if MARK in Path(path).name and not faults:
             faults.append(OSError(errno.ENOSPC, "No space left on device"))
             raise faults[0]
         return really_open(path, *arguments, **named)
