@@ -136,13 +136,16 @@ def test_what_did_not_fit_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_spools_belong_to_nobody_else(tmp_path: Path) -> None:
-    spool = Spools(tmp_path).spool("job_1", "exec_1", "stdout", limit=10)
+    spools = Spools(tmp_path)
+    spools.mark("job_1", "exec_1")
+    spool = spools.spool("job_1", "exec_1", "stdout", limit=10)
     spool.write(b"")
     spool.close()
 
     path = tmp_path / "job_1" / "exec_1.stdout"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / MARK).stat().st_mode & 0o777 == 0o600
 
 
 def test_only_the_spools_of_jobs_in_flight_are_kept(tmp_path: Path) -> None:
@@ -181,6 +184,8 @@ def test_a_mark_takes_no_file_of_its_own(tmp_path: Path) -> None:
     spools = Spools(tmp_path)
     for number in range(5):
         spools.mark(f"job_{number}", "exec")
+    spools.remove("job_0")
+    spools.mark("job_5", "exec")
 
     assert len({path.stat().st_ino for path in tmp_path.iterdir()}) == 1
 
@@ -205,12 +210,28 @@ def test_a_job_may_have_a_long_id(tmp_path: Path) -> None:
     long = "j" * 200
     spools = Spools(tmp_path)
     spools.mark(long, "e" * 100)
+    # Of eCryptfs.
+    assert max(len(path.name) for path in tmp_path.iterdir()) <= 143
 
     spools = Spools(tmp_path)
     spools.remove_all_but([long])
     assert spools.is_marked(long, "e" * 100)
     spools.remove(long)
     assert not spools.is_marked(long, "e" * 100)
+
+
+def test_jobs_whose_long_ids_begin_alike_share_no_mark(tmp_path: Path) -> None:
+    first, second = "j" * 199 + "1", "j" * 199 + "2"
+    spools = Spools(tmp_path)
+    spools.mark(first, "exec_1")
+    spools.mark(second, "exec_2")
+
+    spools = Spools(tmp_path)
+    spools.remove_all_but([first, second])
+    spools.remove(second)
+
+    assert spools.is_marked(first, "exec_1")
+    assert not spools.is_marked(second, "exec_2")
 
 
 def test_an_orphan_of_any_name_removes_nothing_of_others(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What was received of one stream of a run, in a file of bounded size."""
 
+import hashlib
 import os
 import shutil
 import struct
@@ -21,8 +22,9 @@ _COUNTS_AT = _header.size - _counts.size
 PIECE_BYTES = 256 * 1024
 # What separates the two ids in a mark's name; no id has it.
 MARK = "@"
-# A name has 255 bytes, and an execution's id up to 100 of them.
-MARK_JOB_BYTES = 150
+# A longer id of a job stands there as its digest: an execution's id has up to 100 bytes, and where
+# names are encrypted, eCryptfs has room for no more than 143.
+MARK_JOB_BYTES = 42
 # A header that says more is damaged.
 MOST_LIMIT_BYTES = 2**32
 MOST_RECEIVED_BYTES = 2**50
@@ -170,7 +172,7 @@ class Spools:
 
     def remove_all_but(self, job_ids: Collection[str]) -> None:
         """What a worker that was killed meant to remove."""
-        kept = {job_id[:MARK_JOB_BYTES]: job_id for job_id in job_ids}
+        kept = {_in_mark(job_id): job_id for job_id in job_ids}
         for path in self._directory.iterdir() if self._directory.exists() else ():
             _, mark, job = path.name.rpartition(MARK)
             if mark and job in kept:
@@ -179,8 +181,7 @@ class Spools:
                 _remove(path)
 
     def _mark(self, job_id: str, execution_id: str) -> Path:
-        # Two jobs that share so much of their ids would also share when their marks go.
-        return self._directory / f"{execution_id}{MARK}{job_id[:MARK_JOB_BYTES]}"
+        return self._directory / f"{execution_id}{MARK}{_in_mark(job_id)}"
 
 
 def boot_id() -> str:
@@ -189,6 +190,12 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def _in_mark(job_id: str) -> str:
+    if len(job_id) <= MARK_JOB_BYTES:
+        return job_id
+    return hashlib.sha256(job_id.encode()).hexdigest()[:MARK_JOB_BYTES]
 
 
 def _remove(path: Path) -> None:
