@@ -234,13 +234,36 @@ def test_jobs_whose_long_ids_begin_alike_share_no_mark(tmp_path: Path) -> None:
     assert not spools.is_marked(second, "exec_2")
 
 
+def test_spools_go_where_the_system_does_not_say_that_they_are_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_unlink = Path.unlink
+
+    def unlink(path: Path) -> None:
+        if path.is_dir():
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        really_unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    spools = Spools(tmp_path)
+    for job_id in ("a", "b"):
+        spool = spools.spool(job_id, "exec", "stdout", limit=10)
+        spool.write(b"x")
+        spool.close()
+
+    spools.remove("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    spools.remove_all_but([])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_orphan_of_any_name_removes_nothing_of_others(tmp_path: Path) -> None:
     spools = Spools(tmp_path / "spool")
     spools.mark("a", "exec")
     outside = tmp_path / "outside"
     outside.mkdir()
 
-    for name in ("", "..", ".", "../outside", "a/..", f"exec{MARK}a", MARK, str(outside)):
+    for name in ("", "..", ".", "../outside", "a/..", f"exec{MARK}a", MARK, str(outside), "a\0b"):
         spools.remove(name)
 
     assert outside.exists()

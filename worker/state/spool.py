@@ -199,11 +199,12 @@ def _in_mark(job_id: str) -> str:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):
-        try:
-            path.unlink()
-        except IsADirectoryError:
-            shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.unlink()
+    except (FileNotFoundError, ValueError):  # no file can have such a name
+        pass
+    except OSError:  # a directory, though macOS says only that this is not allowed
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _create(path: Path) -> int:
