@@ -174,6 +174,7 @@ class Crew:
         if known is not None:
             return Resumption(may_have_begun=known.runner is not None)
         is_marked = self._around.runs.has_begun(self._plan.job_id, execution.id)
+        # For some there was no room for a mark, and earlier releases made none.
         has_begun = is_marked or printed.has_spool
         printed.take_up()
         return Resumption(may_have_begun=True, has_begun=has_begun, offsets=printed.offsets)
