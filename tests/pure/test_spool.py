@@ -206,6 +206,25 @@ def test_a_mark_is_made_where_a_file_can_have_no_more_names(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mark_that_is_made_while_its_job_is_dropped_goes_with_what_is_dropped_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools = Spools(tmp_path)
+    spools.mark("a", "exec_1")
+    really_link = os.link
+
+    def link(model: Path, path: Path) -> None:
+        spools.remove("a")
+        really_link(model, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", link)
+        spools.mark("a", "exec_2")
+    spools.remove("a")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_job_may_have_a_long_id(tmp_path: Path) -> None:
     long = "j" * 200
     spools = Spools(tmp_path)

@@ -147,7 +147,6 @@ class Spools:
     def mark(self, job_id: str, execution_id: str) -> None:
         """Mark that a run has begun. Raises OSError where there is no room for that."""
         path = self._mark(job_id, execution_id)
-        self._marks.setdefault(job_id, []).append(path)
         try:
             os.link(self._model, path)
         except FileExistsError:
@@ -157,6 +156,9 @@ class Spools:
             path.touch(0o600)
             with suppress(OSError):
                 os.link(path, self._model)
+        # Last, and in a new list: the database's thread may be removing those of the job meanwhile,
+        # and what it misses goes with the next that it removes.
+        self._marks[job_id] = [*self._marks.get(job_id, ()), path]
 
     def is_marked(self, job_id: str, execution_id: str) -> bool:
         return self._mark(job_id, execution_id).exists()
