@@ -17,7 +17,8 @@ from worker.api.client import Claim, QueueClient
 from worker.database import Database
 from worker.errors import QueueRefusedError, QueueUnavailableError
 from worker.relay import Relay
-from worker.state.directory import MIGRATIONS
+from worker.state.directory import BEGUN, MIGRATIONS, SPOOLS
+from worker.state.marks import Marks
 from worker.state.outbox import Outbox
 from worker.state.runs import RunStore
 from worker.state.seal import StateSeal
@@ -230,7 +231,8 @@ def relay_rig() -> Iterator[Rig]:
     queue = FakeQueue()
     outbox = Outbox(database)
     with TemporaryDirectory() as folder:
-        runs = RunStore(database, StateSeal(bytes(32)), Spools(Path(folder)), boot="one")
+        spools, marks = Spools(Path(folder, SPOOLS)), Marks(Path(folder, BEGUN))
+        runs = RunStore(database, StateSeal(bytes(32)), spools, marks, boot="one")
         now = lambda: round(trio.current_time() * 1000)  # noqa: E731  shorter so
         relay = Relay(queue.client, outbox, runs, database, now=now)
         try:

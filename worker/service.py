@@ -31,8 +31,9 @@ from worker.remote.session import Remote
 from worker.settings import DrainPolicy, Settings
 from worker.snapshot import WorkerNow, show_forever
 from worker.stalls import stalls_logged
-from worker.state.directory import SPOOLS
+from worker.state.directory import BEGUN, SPOOLS
 from worker.state.history import History
+from worker.state.marks import Marks
 from worker.state.outbox import Outbox
 from worker.state.runner_cache import RunnerCache
 from worker.state.runs import RunStore
@@ -72,6 +73,7 @@ class Service:
             database,
             open_state_seal(settings.state_dir, settings.state_key),
             Spools(settings.state_dir / SPOOLS),
+            Marks(settings.state_dir / BEGUN),
             boot=boot_id(),
         )
         self._outbox = Outbox(database)

@@ -74,7 +74,9 @@ def _looks(stage: Stage) -> dict[str, Callable[[], Iterator[object]]]:
         "a job in the state": lambda: _rows(
             stage, "SELECT job_id, state FROM jobs WHERE state != 'finished'"
         ),
-        "a spool": lambda: (path for seat in stage.seats for path in seat.spooled()),
+        "a run in the state": lambda: (
+            path for seat in stage.seats for path in seat.kept_of_runs()
+        ),
     }
 
 

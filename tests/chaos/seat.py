@@ -7,7 +7,7 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
-from tests.live_files import files_below
+from tests.live_files import files_of_runs
 from tests.process.worker_process import COMMAND, Site, WorkerProcess
 
 # A drain of no length: giving the jobs back, the cleanups' haste, two flushes of 10 s.
@@ -92,8 +92,8 @@ class Seat:
         with closing(sqlite3.connect(database)) as connection:
             return connection.execute(statement).fetchall()
 
-    def spooled(self) -> list[Path]:
-        return files_below(self.state / "spool")
+    def kept_of_runs(self) -> list[Path]:
+        return files_of_runs(self.state)
 
     def defects(self) -> list[str]:
         """What its workers have logged of defects of their own."""

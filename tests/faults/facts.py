@@ -60,7 +60,7 @@ def _left(scene: Scene, *, started: bool) -> Iterator[str]:
         "runs on the servers": scene.runs,
         "halves of a runner": scene.half_deployed,
         "the outbox": scene.outbox,
-        "the spool": scene.spooled,
+        "the runs in the state": scene.kept_of_runs,
     }
     _wait(lambda: not any(look() for look in left.values()))
     scene.worker.process.terminate()

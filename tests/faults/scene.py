@@ -11,7 +11,7 @@ from tests.faults.background import open_background
 from tests.faults.embedded_queue import serve_queue
 from tests.faults.gate import Gate
 from tests.faults.tcp_proxy import TcpProxy
-from tests.live_files import files_below
+from tests.live_files import files_of_runs
 from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.demo.processes import live_processes
 from worker.demo.sshd import Sshd, running
@@ -140,8 +140,8 @@ class Scene:
         with closing(sqlite3.connect(self.database)) as connection:
             return [kind for (kind,) in connection.execute("SELECT kind FROM outbox")]
 
-    def spooled(self) -> list[Path]:
-        return files_below(self.database.parent / "spool")
+    def kept_of_runs(self) -> list[Path]:
+        return files_of_runs(self.database.parent)
 
     def faults(self) -> list[str]:
         """What the workers have logged of defects of their own."""

@@ -14,7 +14,8 @@ from tests.queue_rig import running_queue
 from tests.worker_rig import outcomes, running_worker, until_exists, worker_on
 from worker.demo.sshd import LocalServer
 from worker.jobs import Jobs
-from worker.state.spool import MARK, Spool
+from worker.state.marks import MARK
+from worker.state.spool import Spool
 
 
 @pytest.mark.parametrize("reader", ["a row", "live output"])

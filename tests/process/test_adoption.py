@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.api_proxy import ApiProxy
 from tests.faults.background import open_background
-from tests.live_files import files_below
+from tests.live_files import files_of_runs
 from tests.process.worker_process import Site, WorkerProcess, open_site, wait_for
 from worker.clock import now_ms
 from worker.demo.sshd import LocalServer, Sshd
@@ -60,8 +60,8 @@ def results_in(site: Site) -> list[str]:
         connection.close()
 
 
-def spools(site: Site) -> list[Path]:
-    return files_below(site.folder / "state" / "spool")
+def kept_of_runs(site: Site) -> list[Path]:
+    return files_of_runs(site.folder / "state")
 
 
 def runs_on(sshd: Sshd) -> list[str]:
@@ -81,7 +81,9 @@ def test_what_was_received_is_neither_fetched_nor_logged_twice(
         name,
     )
     wait_for(lambda: b"warned" in first.log_file.read_bytes(), "the first half")
-    wait_for(lambda: any(b"half a " in path.read_bytes() for path in spools(site)), "its rest")
+    wait_for(
+        lambda: any(b"half a " in path.read_bytes() for path in kept_of_runs(site)), "its rest"
+    )
     kill(first)
 
     second = site.start_worker()
@@ -99,7 +101,7 @@ def test_what_was_received_is_neither_fetched_nor_logged_twice(
     assert starts.read_text() == "x\n"
     assert report.job.attempts == 0  # it was never given back
     assert kept_states(site) == [(job_id, "finished", False)]
-    assert (spools(site), runs_on(sshd)) == ([], [])
+    assert (kept_of_runs(site), runs_on(sshd)) == ([], [])
 
 
 def test_a_run_that_was_silent_is_not_started_again_where_the_server_knows_nothing_of_it(
@@ -110,7 +112,7 @@ def test_a_run_that_was_silent_is_not_started_again_where_the_server_knows_nothi
     name = site.add(sshd.server)
     first = site.start_worker()
     job_id = site.submit(f"echo x >>{starts}; until [ -e {go} ]; do sleep 0.1; done", name)
-    wait_for(lambda: starts.exists() and spools(site), "what says that it has begun")
+    wait_for(lambda: starts.exists() and kept_of_runs(site), "the mark that it has begun")
     kill(first)
     # As where the server was set up anew.
     go.touch()
@@ -124,7 +126,7 @@ def test_a_run_that_was_silent_is_not_started_again_where_the_server_knows_nothi
     report = site.finished(job_id)
 
     assert (report.job.status, starts.read_text()) == ("failed", "x\n")
-    wait_for(lambda: not spools(site), "the end of what said that it had begun")
+    wait_for(lambda: not kept_of_runs(site), "the mark to be removed")
 
 
 def test_of_many_servers_only_those_that_had_not_ended_are_gone_on_with(
@@ -287,7 +289,7 @@ def test_a_job_that_is_anothers_by_now_is_dropped_and_its_run_left_alone(
 
     assert (report.job.status, report.executions[0].output) == ("completed", "before\nafter\n")
     assert starts.read_text() == "x\n"
-    wait_for(lambda: spools(site) == [], "its spool to be removed")
+    wait_for(lambda: kept_of_runs(site) == [], "all of it to be removed")
     assert again.events("execution_started") == []
 
 
@@ -453,5 +455,5 @@ def test_a_job_that_was_handed_over_leaves_nothing_behind(
 
     assert drained(worker) == 0
 
-    assert (kept_states(site), spools(site)) == ([], [])
+    assert (kept_states(site), kept_of_runs(site)) == ([], [])
     assert json.loads(site.command("orphans", "--json").stdout) == []

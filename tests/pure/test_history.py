@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from worker.database import Database
-from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
+from worker.state.directory import BEGUN, DATABASE, MIGRATIONS, SPOOLS
 from worker.state.history import Begun, History, JobEnd, KeptOutput
+from worker.state.marks import Marks
 from worker.state.runs import KEPT_MS, RunStore
 from worker.state.seal import StateSeal
 from worker.state.spool import Spools
@@ -25,7 +26,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def runs(database: Database, tmp_path: Path) -> RunStore:
-    return RunStore(database, StateSeal(bytes(32)), Spools(tmp_path / SPOOLS), boot="one")
+    spools, marks = Spools(tmp_path / SPOOLS), Marks(tmp_path / BEGUN)
+    return RunStore(database, StateSeal(bytes(32)), spools, marks, boot="one")
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from tests.due import first_due
 from worker.database import Database
 from worker.errors import SealedValueError, WorkerError
-from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
+from worker.state.directory import BEGUN, DATABASE, MIGRATIONS, SPOOLS
 from worker.state.host_keys import HostKeys, Pin
 from worker.state.identity import worker_id
+from worker.state.marks import Marks
 from worker.state.outbox import Entry, Kind, Outbox
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 from worker.state.runs import KEPT_JOBS, KEPT_MS, JobState, KeptJob, RunStore
@@ -32,7 +33,8 @@ class State:
     database: Database
 
     def store(self, boot: str = "one", seal: StateSeal = SEAL) -> RunStore:
-        return RunStore(self.database, seal, Spools(self.folder / SPOOLS), boot=boot)
+        spools, marks = Spools(self.folder / SPOOLS), Marks(self.folder / BEGUN)
+        return RunStore(self.database, seal, spools, marks, boot=boot)
 
     def start(self, boot: str = "one") -> list[KeptJob]:
         return self.store(boot).take_up()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.captures import new_path
-from worker.state.spool import MARK, PIECE_BYTES, Spool, Spools
+from worker.state.spool import PIECE_BYTES, Spool, Spools
 
 LIMIT = 100_000
 # Some wind around the ring several times.
@@ -136,16 +136,13 @@ def test_what_did_not_fit_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_spools_belong_to_nobody_else(tmp_path: Path) -> None:
-    spools = Spools(tmp_path)
-    spools.mark("job_1", "exec_1")
-    spool = spools.spool("job_1", "exec_1", "stdout", limit=10)
+    spool = Spools(tmp_path).spool("job_1", "exec_1", "stdout", limit=10)
     spool.write(b"")
     spool.close()
 
     path = tmp_path / "job_1" / "exec_1.stdout"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / MARK).stat().st_mode & 0o777 == 0o600
 
 
 def test_only_the_spools_of_jobs_in_flight_are_kept(tmp_path: Path) -> None:
@@ -160,130 +157,3 @@ def test_only_the_spools_of_jobs_in_flight_are_kept(tmp_path: Path) -> None:
     spools.remove_all_but(["c"])
 
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
-
-
-def test_a_mark_outlives_its_process_and_goes_with_its_job(tmp_path: Path) -> None:
-    spools = Spools(tmp_path)
-    spools.mark("a", "exec_a_1")
-    spools.mark("a", "exec_a_1")
-    spools.mark("b", "exec_b_1")
-
-    assert [spools.is_marked("a", name) for name in ("exec_a_1", "exec_a_2")] == [True, False]
-    spools = Spools(tmp_path)
-    spools.remove_all_but(["a"])
-    assert spools.is_marked("a", "exec_a_1")
-    assert not spools.is_marked("b", "exec_b_1")
-
-    spools.mark("c", "exec_c_1")
-    spools.remove("a")
-    spools.remove("c")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mark_takes_no_file_of_its_own(tmp_path: Path) -> None:
-    spools = Spools(tmp_path)
-    for number in range(5):
-        spools.mark(f"job_{number}", "exec")
-    spools.remove("job_0")
-    spools.mark("job_5", "exec")
-
-    assert len({path.stat().st_ino for path in tmp_path.iterdir()}) == 1
-
-
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK])
-def test_a_mark_is_made_where_a_file_can_have_no_more_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(_from: Path, _to: Path) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", refuse)
-    spools = Spools(tmp_path)
-    spools.mark("a", "exec")
-
-    assert Spools(tmp_path).is_marked("a", "exec")
-    spools.remove("a")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mark_that_is_made_while_its_job_is_dropped_goes_with_what_is_dropped_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spools = Spools(tmp_path)
-    spools.mark("a", "exec_1")
-    really_link = os.link
-
-    def link(model: Path, path: Path) -> None:
-        spools.remove("a")
-        really_link(model, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", link)
-        spools.mark("a", "exec_2")
-    spools.remove("a")
-
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_job_may_have_a_long_id(tmp_path: Path) -> None:
-    long = "j" * 200
-    spools = Spools(tmp_path)
-    spools.mark(long, "e" * 100)
-    # Of eCryptfs.
-    assert max(len(path.name) for path in tmp_path.iterdir()) <= 143
-
-    spools = Spools(tmp_path)
-    spools.remove_all_but([long])
-    assert spools.is_marked(long, "e" * 100)
-    spools.remove(long)
-    assert not spools.is_marked(long, "e" * 100)
-
-
-def test_jobs_whose_long_ids_begin_alike_share_no_mark(tmp_path: Path) -> None:
-    first, second = "j" * 199 + "1", "j" * 199 + "2"
-    spools = Spools(tmp_path)
-    spools.mark(first, "exec_1")
-    spools.mark(second, "exec_2")
-
-    spools = Spools(tmp_path)
-    spools.remove_all_but([first, second])
-    spools.remove(second)
-
-    assert spools.is_marked(first, "exec_1")
-    assert not spools.is_marked(second, "exec_2")
-
-
-def test_spools_go_where_the_system_does_not_say_that_they_are_a_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    really_unlink = Path.unlink
-
-    def unlink(path: Path) -> None:
-        if path.is_dir():
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-        really_unlink(path)
-
-    monkeypatch.setattr(Path, "unlink", unlink)
-    spools = Spools(tmp_path)
-    for job_id in ("a", "b"):
-        spool = spools.spool(job_id, "exec", "stdout", limit=10)
-        spool.write(b"x")
-        spool.close()
-
-    spools.remove("a")
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    spools.remove_all_but([])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_orphan_of_any_name_removes_nothing_of_others(tmp_path: Path) -> None:
-    spools = Spools(tmp_path / "spool")
-    spools.mark("a", "exec")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-
-    for name in ("", "..", ".", "../outside", "a/..", f"exec{MARK}a", MARK, str(outside), "a\0b"):
-        spools.remove(name)
-
-    assert outside.exists()
-    assert spools.is_marked("a", "exec")

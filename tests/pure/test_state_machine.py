@@ -30,7 +30,8 @@ from worker.database import Database
 from worker.last_words import LastWord
 from worker.relay import Relay
 from worker.state import runs
-from worker.state.directory import DATABASE, MIGRATIONS, SPOOLS
+from worker.state.directory import BEGUN, DATABASE, MIGRATIONS, SPOOLS
+from worker.state.marks import MARK, Marks
 from worker.state.outbox import (
     FINAL_KINDS,
     GO_ENTRIES,
@@ -43,7 +44,7 @@ from worker.state.outbox import (
 )
 from worker.state.runs import DAY_MS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
-from worker.state.spool import MARK, Spool, Spools
+from worker.state.spool import Spool, Spools
 from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void
 
 T = TypeVar("T")
@@ -462,7 +463,8 @@ class FragileSpools(Spools):
 
 @dataclass
 class ModelJob:
-    """`received` counts the bytes in the spools; `last` is the entry that tells how it ended."""
+    """`received` counts the bytes in the spools, `begun` has the runs that are marked so; `last` is
+    the entry that tells how it ended."""
 
     state: JobState
     claim: bytes
@@ -473,12 +475,17 @@ class ModelJob:
     last: Entry | None = None
     results: dict[str, bytes] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
+    begun: set[str] = field(default_factory=set)
     # The executions whose results lost their output when the machine went down.
     lost: set[str] = field(default_factory=set)
 
     def copy(self) -> "ModelJob":
         return replace(
-            self, results=dict(self.results), received=dict(self.received), lost=set(self.lost)
+            self,
+            results=dict(self.results),
+            received=dict(self.received),
+            begun=set(self.begun),
+            lost=set(self.lost),
         )
 
     def keep(self, execution_id: str, result: bytes) -> None:
@@ -515,7 +522,7 @@ class Model:
 
     def finish(self, job_id: str) -> None:
         job = self.jobs[job_id]
-        job.state, job.received = JobState.FINISHED, {}
+        job.state, job.received, job.begun = JobState.FINISHED, {}, set()
 
     def judge(self, entry: Entry, verdict: Verdict) -> None:
         match verdict:
@@ -604,7 +611,8 @@ class StateMachine(RuleBasedStateMachine):
         self.database = FragileDatabase(self.folder / DATABASE, self.trouble)
         self.outbox = Outbox(self.database)
         spools = FragileSpools(self.folder / SPOOLS, self.trouble)
-        self.runs = RunStore(self.database, self.seal, spools, boot=f"boot-{self.boot}")
+        marks = Marks(self.folder / BEGUN)
+        self.runs = RunStore(self.database, self.seal, spools, marks, boot=f"boot-{self.boot}")
         client = cast("QueueClient", None)
         self.relay = Relay(client, self.outbox, self.runs, self.database, now=self.now)
 
@@ -653,6 +661,14 @@ class StateMachine(RuleBasedStateMachine):
             found.setdefault(path.parent.name, {})[path.stem] = spool.received
         return found
 
+    def marked(self) -> dict[str, set[str]]:
+        """The runs that are known to have begun, by job."""
+        found: dict[str, set[str]] = {}
+        for path in (self.folder / BEGUN).glob(f"?*{MARK}*"):
+            execution_id, _, job_id = path.name.partition(MARK)
+            found.setdefault(job_id, set()).add(execution_id)
+        return found
+
     def results(self) -> dict[str, dict[str, bytes]]:
         with self.database.transaction() as tx:
             rows = tx.execute("SELECT job_id, execution_id, result FROM executions").fetchall()
@@ -673,7 +689,7 @@ class StateMachine(RuleBasedStateMachine):
     ) -> bool:
         """Whether `write` went through; its `change` is made to the model if it was committed.
 
-        Where it was cut off, the spools of the job that it is `about` may be gone, or not yet.
+        Where it was cut off, what lies there of the job it is `about` may be gone, or not yet.
         """
         changed = self.model.copy()
         change(changed)
@@ -689,6 +705,7 @@ class StateMachine(RuleBasedStateMachine):
             self.model = changed
         if error is not None and about in self.model.unfinished():
             self.model.jobs[about].received = self.spooled().get(about, {})
+            self.model.jobs[about].begun = self.marked().get(about, set())
         if isinstance(error, KilledError):
             self.start_anew()
         return error is None
@@ -788,7 +805,7 @@ class StateMachine(RuleBasedStateMachine):
         self.boot += 1
         for job in self.model.jobs.values():
             job.lost |= {name for name, result in job.results.items() if result != UNREACHABLE}
-            job.received = {}
+            job.received, job.begun = {}, set()
         self.start_anew()
 
     @rule(span=hours, is_back=st.booleans())
@@ -847,7 +864,9 @@ class StateMachine(RuleBasedStateMachine):
         start, end = spool.received, spool.received + count
         spool.write(printed(execution_id, end)[start:])
         spool.close()
-        self.model.jobs[job_id].received[execution_id] = end
+        job = self.model.jobs[job_id]
+        job.received[execution_id] = end
+        job.begun.add(execution_id)
         self.starts = 0
 
     @precondition(lambda self: self.unended())
@@ -1015,14 +1034,9 @@ class StateMachine(RuleBasedStateMachine):
         assert self.spooled() == {job_id: spools for job_id, spools in received.items() if spools}
 
     @invariant()
-    def it_is_known_which_runs_have_begun(self) -> None:
-        begun = {
-            f"{execution_id}{MARK}{job_id}"
-            for job_id in self.model.unfinished()
-            for execution_id in self.model.jobs[job_id].received
-        }
-        found = {path.name for path in (self.folder / SPOOLS).glob(f"*{MARK}*")}
-        assert found - {MARK} == begun
+    def it_is_known_which_runs_of_unfinished_jobs_have_begun(self) -> None:
+        begun = {job_id: self.model.jobs[job_id].begun for job_id in self.model.unfinished()}
+        assert self.marked() == {job_id: runs for job_id, runs in begun.items() if runs}
 
     @invariant()
     def a_result_has_its_output(self) -> None:

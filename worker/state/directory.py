@@ -19,6 +19,7 @@ HEARTBEAT = "heartbeat"
 READY = "ready"
 STATUS = "status.json"
 SPOOLS = "spool"
+BEGUN = "begun"
 
 MIGRATIONS = files("worker.state") / "migrations"
 

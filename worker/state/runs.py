@@ -10,6 +10,7 @@ import msgspec
 from worker.database import Database
 from worker.secret import Secret
 from worker.state.history import NOT_TOLD, Begun, History, JobEnd, KeptOutput
+from worker.state.marks import Marks
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
 
@@ -46,10 +47,13 @@ class KeptJob:
 class RunStore:
     """`boot` names the machine's present boot."""
 
-    def __init__(self, database: Database, seal: StateSeal, spools: Spools, *, boot: str) -> None:
+    def __init__(
+        self, database: Database, seal: StateSeal, spools: Spools, marks: Marks, *, boot: str
+    ) -> None:
         self._database = database
         self._seal = seal
         self._spools = spools
+        self._marks = marks
         self._boot = boot
         self._history = History(database)
 
@@ -59,11 +63,11 @@ class RunStore:
 
     def mark_begun(self, job_id: str, execution_id: str) -> None:
         """Mark that a run has begun; it goes with the job. Raises OSError for want of room."""
-        self._spools.mark(job_id, execution_id)
+        self._marks.add(job_id, execution_id)
 
     def has_begun(self, job_id: str, execution_id: str) -> bool:
         """Whether that is known of a run, perhaps from an earlier worker."""
-        return self._spools.is_marked(job_id, execution_id)
+        return self._marks.has(job_id, execution_id)
 
     def begin(self, job_id: str, claim: bytes, *, now: int, begun: Begun = NOT_TOLD) -> None:
         """Keep a claimed job; whatever the state had of an earlier claim of it is gone."""
@@ -78,7 +82,7 @@ class RunStore:
                 """,
                 (job_id, JobState.RUNNING, sealed, self._boot, now, begun.event, servers),
             )
-            self._remove_spools(job_id)
+            self._remove_files(job_id)
 
     def keep_masks(self, job_id: str, execution_id: str, masks: Sequence[Secret]) -> None:
         """Keep all that an execution's script has added to what is masked; nothing if its job has
@@ -151,7 +155,7 @@ class RunStore:
             )
 
     def finish(self, job_id: str) -> None:
-        """The API has the job's end and its runs are forgotten: its plan and spools go too."""
+        """The API has the job's end and its runs are forgotten: its plan and files go too."""
         with self._database.transaction() as tx:
             finished = tx.execute(
                 "UPDATE jobs SET state = ?, claim = NULL WHERE job_id = ? AND state = ?",
@@ -159,13 +163,13 @@ class RunStore:
             )
             if finished.rowcount:
                 tx.execute("DELETE FROM masks WHERE job_id = ?", (job_id,))
-                self._remove_spools(job_id)
+                self._remove_files(job_id)
 
     def drop(self, job_id: str) -> None:
         """Know nothing of that job any more: it is another's, or its runs are left alone."""
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-            self._remove_spools(job_id)
+            self._remove_files(job_id)
 
     def take_up(self) -> list[KeptJob]:
         """The jobs that are not finished, the oldest first; theirs are the only spools then.
@@ -182,12 +186,14 @@ class RunStore:
                 """,
                 (JobState.RUNNING, self._boot),
             )
-            whole = tx.execute(
+            rows = tx.execute(
                 "SELECT job_id FROM jobs WHERE state != ? AND boot = ?",
                 (JobState.FINISHED, self._boot),
             ).fetchall()
+            whole = [job_id for (job_id,) in rows]
             # Before the new boot is noted: half-written ones must not pass for whole.
-            self._spools.remove_all_but([job_id for (job_id,) in whole])
+            self._spools.remove_all_but(whole)
+            self._marks.remove_all_but(whole)
             tx.execute("UPDATE jobs SET boot = ? WHERE state != ?", (self._boot, JobState.FINISHED))
             rows = tx.execute(
                 """
@@ -263,11 +269,12 @@ class RunStore:
                 (now - KEPT_MS, JobState.FINISHED, JobState.FINISHED, KEPT_JOBS),
             ).fetchall()
             for (job_id,) in gone:
-                self._remove_spools(job_id)
+                self._remove_files(job_id)
 
-    def _remove_spools(self, job_id: str) -> None:
+    def _remove_files(self, job_id: str) -> None:
         # A result without its spools would be one without its output.
         self._database.after_commit(partial(self._spools.remove, job_id))
+        self._database.after_commit(partial(self._marks.remove, job_id))
 
 
 def _end(end: JobEnd | None) -> tuple[str | None, int | None, str | None]:

@@ -1,11 +1,9 @@
 """What was received of one stream of a run, in a file of bounded size."""
 
-import hashlib
 import os
 import shutil
 import struct
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -20,11 +18,6 @@ _COUNTS_AT = _header.size - _counts.size
 # So much more than half of the limit the ring has room for: bytes of one write, which are not
 # counted before its end, do not take the place of any that are wanted.
 PIECE_BYTES = 256 * 1024
-# What separates the two ids in a mark's name; no id has it.
-MARK = "@"
-# A longer id of a job stands there as its digest: an execution's id has up to 100 bytes, and where
-# names are encrypted, eCryptfs has room for no more than 143.
-MARK_JOB_BYTES = 42
 # A header that says more is damaged.
 MOST_LIMIT_BYTES = 2**32
 MOST_RECEIVED_BYTES = 2**50
@@ -129,61 +122,25 @@ class Spool:
 
 
 class Spools:
-    """The spools of all jobs in flight, a directory each, and marks of their runs that have begun.
-
-    Most runs end at once and print nothing. As a new file takes long where many are deleted, a
-    mark is but one more name of one that is there already.
-    """
+    """The spools of all jobs in flight, a directory each."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._model = directory / MARK
-        # By job, those of this process and of what it took up.
-        self._marks: dict[str, list[Path]] = {}
 
     def spool(self, job_id: str, execution_id: str, stream: str, *, limit: int) -> Spool:
         return Spool(self._directory / job_id / f"{execution_id}.{stream}", limit)
 
-    def mark(self, job_id: str, execution_id: str) -> None:
-        """Mark that a run has begun. Raises OSError where there is no room for that."""
-        path = self._mark(job_id, execution_id)
-        try:
-            os.link(self._model, path)
-        except FileExistsError:
-            pass
-        except OSError:  # the first, or it can have no more names
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(0o600)
-            with suppress(OSError):
-                os.link(path, self._model)
-        # Last, and in a new list: the database's thread may be removing those of the job meanwhile,
-        # and what it misses goes with the next that it removes.
-        self._marks[job_id] = [*self._marks.get(job_id, ()), path]
-
-    def is_marked(self, job_id: str, execution_id: str) -> bool:
-        return self._mark(job_id, execution_id).exists()
-
     def remove(self, job_id: str) -> None:
-        for path in self._marks.pop(job_id, ()):
-            _remove(path)
-        if not self._marks:
-            _remove(self._model)
         # The id of an orphan may be any text, and lead anywhere; such a job has no spools.
-        if Path(job_id).name == job_id and job_id not in ("", "..") and MARK not in job_id:
-            _remove(self._directory / job_id)
+        if Path(job_id).name == job_id and job_id not in ("", ".."):
+            shutil.rmtree(self._directory / job_id, ignore_errors=True)
 
     def remove_all_but(self, job_ids: Collection[str]) -> None:
         """What a worker that was killed meant to remove."""
-        kept = {_in_mark(job_id): job_id for job_id in job_ids}
-        for path in self._directory.iterdir() if self._directory.exists() else ():
-            _, mark, job = path.name.rpartition(MARK)
-            if mark and job in kept:
-                self._marks.setdefault(kept[job], []).append(path)
-            elif path.name not in job_ids:
-                _remove(path)
-
-    def _mark(self, job_id: str, execution_id: str) -> Path:
-        return self._directory / f"{execution_id}{MARK}{_in_mark(job_id)}"
+        if self._directory.exists():
+            for path in self._directory.iterdir():
+                if path.name not in job_ids:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def boot_id() -> str:
@@ -192,21 +149,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _in_mark(job_id: str) -> str:
-    if len(job_id) <= MARK_JOB_BYTES:
-        return job_id
-    return hashlib.sha256(job_id.encode()).hexdigest()[:MARK_JOB_BYTES]
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink()
-    except (FileNotFoundError, ValueError):  # no file can have such a name
-        pass
-    except OSError:  # a directory, though macOS says only that this is not allowed
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _create(path: Path) -> int:
