@@ -19,6 +19,7 @@ from tests.loopback.openssh import make_key
 from worker.api.tokens import Identity, sign
 from worker.cli.queue import queue
 from worker.clock import now_ms
+from worker.queue_server import executions
 from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
 from worker.queue_server.follow import follow
 from worker.queue_server.keys import api_token, open_keyring
@@ -660,7 +661,6 @@ def _work(commands: Commands) -> None:
         for number, code in ((1, 0), (2, 124)):
             execution_id = f"exec_{job_id}_{number}_0"
             create = CreateExecution(job_id=job_id, server_id=number, server_name=f"web-{number}")
-            store.create_execution(execution_id, create, now_ms())
             update = UpdateExecution(
                 status="TIMEOUT" if code else "COMPLETED",
                 exit_code=code,
@@ -671,7 +671,9 @@ def _work(commands: Commands) -> None:
                 total_duration=2130,
                 execution_metadata={"outcome": "timed_out" if code else "success"},
             )
-            store.update_execution(execution_id, update, now_ms())
+            with store.database.transaction() as tx:
+                executions.create(tx, execution_id, create, now_ms())
+                executions.update(tx, execution_id, update, now_ms())
         end = JobEnd(
             JobStatus.FAILED,
             "failed",

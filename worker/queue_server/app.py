@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from sqlite3 import Connection
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.clock import now_ms, rfc3339
-from worker.queue_server import bodies
+from worker.queue_server import bodies, executions, variables
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.exchange import MIB, RefusedError, holds_nul, json_answer, read_body
 from worker.queue_server.model import Claimant, Execution, Job, JobEnd, JobStatus
@@ -88,7 +89,7 @@ class _Guard:
 
 
 class _Routes:
-    """Each handler makes one call of the store, in one hop to its thread."""
+    """Each handler makes one transaction, in one hop to the database's thread."""
 
     def __init__(self, store: Store, arrivals: Arrivals) -> None:
         self._store = store
@@ -223,45 +224,48 @@ class _Routes:
         body = await _body(request, bodies.CreateExecution)
         if not body.job_id:
             raise RefusedError(400, "Job ID required")
-        call = partial(self._store.create_execution, request.path_params["id"], body)
-        return _execution_answer(await self._run(call))
+        execution_id = request.path_params["id"]
+        row = await self._write(lambda tx, now: executions.create(tx, execution_id, body, now))
+        return _execution_answer(row)
 
     async def update_execution(self, request: Request) -> Response:
         body = await _body(request, bodies.UpdateExecution)
-        call = partial(self._store.update_execution, request.path_params["id"], body)
-        return _execution_answer(await self._run(call))
+        execution_id = request.path_params["id"]
+        row = await self._write(lambda tx, now: executions.update(tx, execution_id, body, now))
+        return _execution_answer(row)
 
     async def context(self, request: Request) -> Response:
-        read = partial(self._store.context, request.path_params["id"])
-        return json_answer(await self._store.database.run(read))
+        execution_id = request.path_params["id"]
+        return json_answer(await self._read(lambda tx: executions.context(tx, execution_id)))
 
     async def script_output(self, request: Request) -> Response:
         body = await _body(request, bodies.ScriptOutput)
-        timestamp = body.timestamp or rfc3339(now_ms())
-        call = partial(
-            self._store.add_script_output, request.path_params["id"], body.output, timestamp
+        execution_id, timestamp = request.path_params["id"], body.timestamp or rfc3339(now_ms())
+        await self._write(
+            lambda tx, now: executions.add_output(tx, execution_id, body.output, timestamp, now)
         )
-        await self._run(call)
         return json_answer({"success": True})
 
     async def condition(self, request: Request) -> Response:
         body = await _body(request, bodies.Condition)
-        call = partial(self._store.add_condition, request.path_params["id"], body.condition)
-        await self._run(call)
+        execution_id = request.path_params["id"]
+        await self._write(
+            lambda tx, now: executions.add_condition(tx, execution_id, body.condition, now)
+        )
         return json_answer({"success": True})
 
     # Variables and credentials
 
     async def variable(self, request: Request) -> Response:
         user_id, key = request.path_params["user"], request.path_params["key"]
-        value, put_at = await self._store.database.run(partial(self._store.variable, user_id, key))
+        value, put_at = await self._read(lambda tx: variables.read(tx, user_id, key))
         return json_answer({"key": key, "value": value, "updatedAt": rfc3339(put_at)})
 
     async def put_variable(self, request: Request) -> Response:
         body = await _body(request, bodies.Variable)
         user_id, key = request.path_params["user"], request.path_params["key"]
         value = bodies.as_json_text(body.value)
-        await self._run(partial(self._store.put_variable, user_id, key, value))
+        await self._write(lambda tx, now: variables.put(tx, user_id, key, value, now))
         return json_answer({"success": True})
 
     async def credentials(self, request: Request) -> Response:
@@ -303,6 +307,18 @@ class _Routes:
     async def _run(self, call: Callable[..., T]) -> T:
         """Off the event loop, with the time at which it is let in."""
         return await self._store.database.run(lambda: call(now=now_ms()))
+
+    async def _write(self, work: Callable[[Connection, int], T]) -> T:
+        """Off the event loop, in a transaction; `work` gets the time at which it is let in."""
+        return await self._run(lambda now: self._in_transaction(lambda tx: work(tx, now)))
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Off the event loop, in a transaction."""
+        return await self._store.database.run(partial(self._in_transaction, work))
+
+    def _in_transaction(self, work: Callable[[Connection], T]) -> T:
+        with self._store.database.transaction() as tx:
+            return work(tx)
 
 
 def _worker_id(request: Request) -> str:

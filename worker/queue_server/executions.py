@@ -10,7 +10,7 @@ from msgspec import UNSET
 from worker.clock import rfc3339
 from worker.queue_server import rows
 from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution, as_text
-from worker.queue_server.model import Execution, Job
+from worker.queue_server.model import Execution
 from worker.queue_server.transform import Json, execution_context
 
 
@@ -99,7 +99,9 @@ def add_condition(tx: Connection, execution_id: str, condition: bool, now: int) 
     _set_metadata(tx, execution, added, now)
 
 
-def context(tx: Connection, execution_id: str, job: Job) -> Json:
+def context(tx: Connection, execution_id: str) -> Json:
+    """Raises UnknownNameError."""
+    job = rows.load_job(tx, rows.load_execution(tx, execution_id).job_id)
     return execution_context(execution_id, job, rows.load_event(tx, job.event_id))
 
 

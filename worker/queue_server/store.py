@@ -15,14 +15,13 @@ from typing import Self
 
 from worker.database import Database
 from worker.errors import SealedValueError, StateError, WorkerError
-from worker.queue_server import executions, variables
+from worker.queue_server import executions
 from worker.queue_server.bell import ring
-from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
+from worker.queue_server.bodies import ExecutionRow
 from worker.queue_server.keys import Keyring
 from worker.queue_server.model import (
     USER_ID,
     Claimant,
-    Execution,
     Job,
     JobEnd,
     JobReport,
@@ -39,7 +38,6 @@ from worker.queue_server.rows import (
     execution_of,
     job_of,
     load_event,
-    load_execution,
     load_job,
 )
 from worker.queue_server.transform import Json, claimed_job
@@ -594,47 +592,6 @@ class Store:
                 (worker_id, MAX_ORPHANS),
             )
             return [job_of(row) for row in rows]
-
-    # Executions
-
-    def create_execution(self, execution_id: str, body: CreateExecution, now: int) -> Execution:
-        """Raises sqlite3.IntegrityError if it is there already, or its job or server is not."""
-        with self._database.transaction() as tx:
-            return executions.create(tx, execution_id, body, now)
-
-    def update_execution(self, execution_id: str, body: UpdateExecution, now: int) -> Execution:
-        """Merge what `body` has into the row; never ends the job. Raises UnknownNameError."""
-        with self._database.transaction() as tx:
-            return executions.update(tx, execution_id, body, now)
-
-    def add_script_output(
-        self, execution_id: str, output: object, timestamp: str, now: int
-    ) -> None:
-        """Raises UnknownNameError."""
-        with self._database.transaction() as tx:
-            executions.add_output(tx, execution_id, output, timestamp, now)
-
-    def add_condition(self, execution_id: str, condition: bool, now: int) -> None:
-        """Raises UnknownNameError."""
-        with self._database.transaction() as tx:
-            executions.add_condition(tx, execution_id, condition, now)
-
-    def context(self, execution_id: str) -> Json:
-        """Raises UnknownNameError."""
-        with self._database.transaction() as tx:
-            job_id = load_execution(tx, execution_id).job_id
-            return executions.context(tx, execution_id, load_job(tx, job_id))
-
-    # Variables
-
-    def variable(self, user_id: str, key: str) -> tuple[str, int]:
-        """The value, and when it was put. Raises UnknownNameError."""
-        with self._database.transaction() as tx:
-            return variables.read(tx, user_id, key)
-
-    def put_variable(self, user_id: str, key: str, value: str, now: int) -> None:
-        with self._database.transaction() as tx:
-            variables.put(tx, user_id, key, value, now)
 
 
 def _load_claimed(tx: Connection, job_id: str, claimant: Claimant) -> Job:
