@@ -2,22 +2,20 @@
 
 import json
 import secrets
-import sqlite3
 import string
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Self
 
 from worker.database import Database
-from worker.errors import SealedValueError, StateError, WorkerError
+from worker.errors import WorkerError
 from worker.queue_server import executions
 from worker.queue_server.bell import ring
 from worker.queue_server.bodies import ExecutionRow
+from worker.queue_server.file import open_database
 from worker.queue_server.keys import Keyring
 from worker.queue_server.model import (
     USER_ID,
@@ -56,40 +54,12 @@ _SERVER = (
 )
 
 
-def check_file(path: Path) -> None:
-    """Raises StateError, or OSError, if what there is at `path` cannot be a queue's file.
-
-    Makes nothing where there is none; secrets made beside it would be of no use to anybody.
-    """
-    if path.exists():
-        _open_database(path).close()
-
-
-def _open_database(path: Path) -> Database:
-    try:
-        return Database(path, resources.files("worker.queue_server") / "migrations")
-    except (sqlite3.Error, StateError) as error:
-        raise StateError(f"{path}: {error}") from error
-
-
-@contextmanager
-def faults_named(path: Path) -> Iterator[None]:
-    """Has what SQLite finds wrong with the file of a store raised as StateError, with its name."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StateError(f"{path}: {error}") from error
-
-
 class NotClaimedError(WorkerError):
     """The job is not claimed by this worker, or not any more."""
 
 
 class Store:
-    """Every text that comes in is in the database when a method, or `Database.run`, returns.
-
-    Raises StateError if the database was sealed with another key than `keyring` has.
-    """
+    """Every text that comes in is in the database when a method, or `Database.run`, returns."""
 
     def __init__(
         self,
@@ -103,17 +73,11 @@ class Store:
         self._path = path
         self._keyring = keyring
         self._lease_ms = int(lease_seconds * 1000)
-        self._check_key()
 
     @classmethod
     def open(cls, path: Path, keyring: Keyring, *, lease_seconds: float = LEASE_SECONDS) -> Self:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = _open_database(path)
-        try:
-            return cls(database, path, keyring, lease_seconds=lease_seconds)
-        except BaseException:
-            database.close()
-            raise
+        """Raises StateError or OSError, as `open_database` does."""
+        return cls(open_database(path, keyring), path, keyring, lease_seconds=lease_seconds)
 
     @property
     def database(self) -> Database:
@@ -121,22 +85,6 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
-
-    def _check_key(self) -> None:
-        with self._database.transaction() as tx:
-            row = tx.execute("SELECT value FROM settings WHERE name = 'key_check'").fetchone()
-            if row is None:
-                tx.execute(
-                    "INSERT INTO settings VALUES ('key_check', ?)", (self._keyring.key.seal("ok"),)
-                )
-                return
-        try:
-            self._keyring.key.open(row[0])
-        except SealedValueError as error:
-            raise StateError(
-                "the queue's database was sealed with another key: CRONIUM_ENCRYPTION_KEY must be "
-                "what it was when the database was made (unset, if it was)"
-            ) from error
 
     # Servers and events
 

@@ -10,8 +10,9 @@ import click
 from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.parameters import Place
 from worker.errors import SettingsError, StateError, WorkerError
+from worker.queue_server.file import check_file, faults_named
 from worker.queue_server.keys import open_keyring
-from worker.queue_server.store import Store, check_file, faults_named
+from worker.queue_server.store import Store
 
 DEFAULT_DATABASE = "~/.local/state/cronium-worker/queue.db"
 

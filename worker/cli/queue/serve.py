@@ -9,10 +9,10 @@ import trio
 
 from worker.cli.parameters import FILE, Duration, Name
 from worker.cli.queue.opened import database_option, errors_shown
+from worker.queue_server.file import check_file
 from worker.queue_server.keys import api_token, jwt_secret, open_keyring
 from worker.queue_server.serve import ServeSettings, Tls, is_loopback
 from worker.queue_server.serve import serve as serve_queue
-from worker.queue_server.store import check_file
 from worker.values import is_header_text
 
 
