@@ -21,8 +21,10 @@ from worker.cli.queue import queue
 from worker.clock import now_ms
 from worker.queue_server import executions
 from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution
+from worker.queue_server.file import open_database
 from worker.queue_server.follow import follow
 from worker.queue_server.keys import api_token, open_keyring
+from worker.queue_server.leases import Leases
 from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.store import Store
 from worker.secret import Secret
@@ -61,6 +63,12 @@ class Commands:
         finally:
             store.close()
 
+    @contextmanager
+    def leases(self) -> Iterator[Leases]:
+        keyring = open_keyring(self.database, {})
+        with closing(open_database(self.database, keyring)) as database:
+            yield Leases(database, keyring)
+
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
@@ -88,8 +96,8 @@ def test_an_event_is_submitted_as_it_was_added(commands: Commands) -> None:
 
     job_id = commands("submit", "report", "--env", "A=2", "--priority", "high").stdout.strip()
 
-    with commands.store() as store:
-        (job,) = store.claim(WORKER, limit=10, types=None, now=now_ms())
+    with commands.leases() as leases:
+        (job,) = leases.claim(WORKER, limit=10, types=None, now=now_ms())
     assert (job["id"], job["priority"]) == (job_id, 10)
     execution = job["execution"]
     assert execution["script"] == {
@@ -176,8 +184,8 @@ def test_a_server_and_an_event_of_the_same_name_are_replaced(commands: Commands)
     commands("add-event", "hello", "--script", script, "--server", "web-1", "--type", "node")
     commands("submit", "hello")
 
-    with commands.store() as store:
-        (job,) = store.claim(WORKER, limit=10, types=None, now=now_ms())
+    with commands.leases() as leases:
+        (job,) = leases.claim(WORKER, limit=10, types=None, now=now_ms())
 
     assert job["execution"]["target"]["serverDetails"] == {
         "id": "1",
@@ -196,9 +204,9 @@ def test_a_job_for_later_is_claimed_later(commands: Commands) -> None:
     script = commands.file("hello.sh", "echo hello")
     commands("submit", "--script", script, "--server", "web-1", "--at", "+10m")
 
-    with commands.store() as store:
-        now = store.claim(WORKER, limit=10, types=None, now=now_ms())
-        then = store.claim(WORKER, limit=10, types=None, now=now_ms() + 601_000)
+    with commands.leases() as leases:
+        now = leases.claim(WORKER, limit=10, types=None, now=now_ms())
+        then = leases.claim(WORKER, limit=10, types=None, now=now_ms() + 601_000)
 
     assert (len(now), len(then)) == (0, 1)
 
@@ -267,13 +275,13 @@ def test_output_is_shown_as_text_or_as_json(commands: Commands) -> None:
 def test_the_job_comes_before_its_servers_until_it_is_over(commands: Commands) -> None:
     job_id = _running_job(commands)
     told = []
-    with commands.store() as store:
+    with commands.store() as store, commands.leases() as leases:
         lines = follow(store, job_id)
         told += [next(lines) for _ in range(3)]
         store.cancel(job_id, now_ms())
         told.append(next(lines))
         end = JobEnd(JobStatus.CANCELLED, "cancelled", {"exitCode": 260})
-        store.end(job_id, Claimant(WORKER), end, now_ms())
+        leases.end(job_id, Claimant(WORKER), end, now_ms())
         told += lines
 
     assert told == [
@@ -607,9 +615,9 @@ def test_a_job_over_its_limit_is_told_apart_from_one_that_failed(commands: Comma
     script = commands.file("slow.sh", "sleep 9")
     job_id = commands("submit", "--script", script, "--server", "web-1").stdout.strip()
     end = JobEnd(JobStatus.FAILED, "timeout", {"exitCode": 124})
-    with commands.store() as store:
-        store.claim(WORKER, limit=1, types=None, now=now_ms())
-        store.end(job_id, Claimant(WORKER), end, now_ms())
+    with commands.store() as store, commands.leases() as leases:
+        leases.claim(WORKER, limit=1, types=None, now=now_ms())
+        leases.end(job_id, Claimant(WORKER), end, now_ms())
         told = list(follow(store, job_id))
 
     assert told == [f"{job_id}: timeout, exit 124"]
@@ -637,8 +645,8 @@ def _running_job(commands: Commands) -> str:
     script = commands.file("hello.sh", "echo hello")
     both = ("--server", "web-1", "--server", "web-2")
     job_id = commands("submit", "--script", script, *both).stdout.strip()
-    with commands.store() as store:
-        store.claim(WORKER, limit=1, types=None, now=now_ms())
+    with commands.leases() as leases:
+        leases.claim(WORKER, limit=1, types=None, now=now_ms())
         rows = [
             ExecutionRow(
                 id=f"exec_{number}",
@@ -647,16 +655,16 @@ def _running_job(commands: Commands) -> str:
             )
             for number in (1, 2)
         ]
-        store.start(job_id, Claimant(WORKER), now_ms(), rows=rows)
+        leases.start(job_id, Claimant(WORKER), now_ms(), rows=rows)
     return job_id
 
 
 def _work(commands: Commands) -> None:
     """What a worker reports of the next job: one server fine, one over its limit."""
-    with commands.store() as store:
-        jobs = store.claim(WORKER, limit=1, types=None, now=now_ms())
+    with commands.store() as store, commands.leases() as leases:
+        jobs = leases.claim(WORKER, limit=1, types=None, now=now_ms())
         while not jobs:
-            jobs = store.claim(WORKER, limit=1, types=None, now=now_ms())
+            jobs = leases.claim(WORKER, limit=1, types=None, now=now_ms())
         job_id = jobs[0]["id"]
         for number, code in ((1, 0), (2, 124)):
             execution_id = f"exec_{job_id}_{number}_0"
@@ -681,7 +689,7 @@ def _work(commands: Commands) -> None:
             stdout="[web-1] hello\n",
             stderr="[web-2] oh\n",
         )
-        store.end(job_id, Claimant(WORKER), end, now_ms())
+        leases.end(job_id, Claimant(WORKER), end, now_ms())
 
 
 def test_a_server_may_be_given_its_host_key(commands: Commands) -> None:
@@ -692,8 +700,8 @@ def test_a_server_may_be_given_its_host_key(commands: Commands) -> None:
 
     commands("submit", "--script", script, "--server", "web-1", "--server", "web-2")
 
-    with commands.store() as store:
-        (job,) = store.claim(WORKER, limit=10, types=None, now=now_ms())
+    with commands.leases() as leases:
+        (job,) = leases.claim(WORKER, limit=10, types=None, now=now_ms())
     first, second = job["metadata"]["servers"]
     assert first["hostKey"] == f"{fingerprint}\n{line}"
     assert "hostKey" not in second

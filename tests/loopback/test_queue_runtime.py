@@ -22,7 +22,6 @@ from worker.api.runtime import ExecutionRuntime, open_runtimes
 from worker.api.tokens import Identity, sign
 from worker.clock import now_ms
 from worker.errors import HelperCallError
-from worker.queue_server.model import Claimant, JobEnd, JobStatus
 from worker.queue_server.runtime import MAX_BODY_BYTES
 from worker.secret import Secret
 from worker.settings import RuntimeSettings, SecretSource
@@ -468,8 +467,9 @@ async def test_a_token_ends_with_its_execution_and_its_job(tmp_path: Path) -> No
     with trio.fail_after(10):
         async with serving(tmp_path) as queue:
             done, cancelled, ended = [await claimed(queue) for _ in range(3)]
-            end = JobEnd(JobStatus.COMPLETED, "completed", {"exitCode": 0})
-            queue.store.end(done.identity.job_id, Claimant("worker-1"), end, now_ms())
+            async with queue.client() as worker:
+                end = {"status": "completed", "exitCode": 0}
+                await worker.post(f"/jobs/{done.identity.job_id}/complete", json=end)
             queue.store.cancel(cancelled.identity.job_id, now_ms())
             await ended.create()
             told = []

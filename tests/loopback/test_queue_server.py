@@ -17,10 +17,11 @@ from worker.clock import now_ms
 from worker.errors import StateError
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
+from worker.queue_server.file import open_database
 from worker.queue_server.keys import kept_secret, open_keyring
+from worker.queue_server.leases import Leases
 from worker.queue_server.model import Priority
 from worker.queue_server.serve import ServeSettings, serve
-from worker.queue_server.store import Store
 from worker.queue_server.transform import Json
 from worker.sealing import SealingKey
 from worker.secret import Secret
@@ -180,7 +181,7 @@ async def test_a_poller_that_has_gone_gets_no_job(tmp_path: Path) -> None:
 async def test_a_poller_that_goes_while_its_claim_is_made_gives_it_back(tmp_path: Path) -> None:
     left, token = trio.Event(), trio.lowlevel.current_trio_token()
 
-    class LeftStore(Store):
+    class LeftLeases(Leases):
         def claim(self, *args: Any, **kwargs: Any) -> tuple[Json, ...]:  # noqa: ANN401 passed on
             jobs = super().claim(*args, **kwargs)
             trio.from_thread.run_sync(left.set, trio_token=token)
@@ -207,23 +208,26 @@ async def test_a_poller_that_goes_while_its_claim_is_made_gives_it_back(tmp_path
             job_id = queue.submit()
             keyring = open_keyring(queue.database, {})
             with (
-                closing(LeftStore.open(queue.database, keyring)) as store,
+                closing(open_database(queue.database, keyring)) as database,
                 closing(Arrivals(queue.database)) as arrivals,
             ):
-                await queue_app(store, arrivals, Secret(TOKEN))(scope, receive, send)
+                leases = LeftLeases(database, keyring)
+                app = queue_app(database, keyring, leases, arrivals, Secret(TOKEN))
+                await app(scope, receive, send)
 
             assert left.is_set()
             assert queue.status(job_id) == "queued"
 
 
 async def test_two_servers_on_one_file_never_give_a_job_twice(tmp_path: Path) -> None:
-    database = tmp_path / "queue.db"
-    keyring = open_keyring(database, {})
+    path = tmp_path / "queue.db"
+    keyring = open_keyring(path, {})
     taken: list[str] = []
 
     def drain(worker_id: str) -> None:
-        with closing(Store.open(database, keyring)) as store:
-            while jobs := store.claim(worker_id, limit=1, types=None, now=now_ms()):
+        with closing(open_database(path, keyring)) as database:
+            leases = Leases(database, keyring)
+            while jobs := leases.claim(worker_id, limit=1, types=None, now=now_ms()):
                 taken.extend(job["id"] for job in jobs)
 
     with trio.fail_after(25):
@@ -548,11 +552,11 @@ async def test_a_port_in_use_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_a_database_under_another_key_is_refused(tmp_path: Path) -> None:
-    database = tmp_path / "queue.db"
-    Store.open(database, open_keyring(database, {})).close()
+    path = tmp_path / "queue.db"
+    open_database(path, open_keyring(path, {})).close()
 
     with pytest.raises(StateError, match="another key"):
-        Store.open(database, open_keyring(database, {"CRONIUM_ENCRYPTION_KEY": KEY}))
+        open_database(path, open_keyring(path, {"CRONIUM_ENCRYPTION_KEY": KEY}))
 
 
 def test_a_kept_secret_is_made_once_and_only_ours(tmp_path: Path) -> None:

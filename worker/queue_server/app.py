@@ -19,12 +19,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.clock import now_ms, rfc3339
-from worker.queue_server import bodies, executions, variables
+from worker.database import Database
+from worker.queue_server import bodies, executions, servers, variables
 from worker.queue_server.arrivals import Arrivals
 from worker.queue_server.exchange import MIB, RefusedError, holds_nul, json_answer, read_body
+from worker.queue_server.keys import Keyring
+from worker.queue_server.leases import Leases, NotClaimedError
 from worker.queue_server.model import Claimant, Execution, Job, JobEnd, JobStatus
 from worker.queue_server.rows import UnknownNameError
-from worker.queue_server.store import NotClaimedError, Store
 from worker.queue_server.transform import execution_row, job_row
 from worker.secret import Secret
 
@@ -42,8 +44,10 @@ UNFORESEEN = "Internal server error"
 _prefer_wait = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
-def queue_app(store: Store, arrivals: Arrivals, token: Secret) -> ASGIApp:
-    routes = _Routes(store, arrivals)
+def queue_app(
+    database: Database, keyring: Keyring, leases: Leases, arrivals: Arrivals, token: Secret
+) -> ASGIApp:
+    routes = _Routes(database, keyring, leases, arrivals)
     starlette = Starlette(
         routes=routes.table(),
         exception_handlers=dict.fromkeys(
@@ -91,8 +95,12 @@ class _Guard:
 class _Routes:
     """Each handler makes one transaction, in one hop to the database's thread."""
 
-    def __init__(self, store: Store, arrivals: Arrivals) -> None:
-        self._store = store
+    def __init__(
+        self, database: Database, keyring: Keyring, leases: Leases, arrivals: Arrivals
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._leases = leases
         self._arrivals = arrivals
 
     def table(self) -> list[Route]:
@@ -132,7 +140,7 @@ class _Routes:
         limit = _batch_size(request.query_params.get("batchSize"))
         types = request.query_params.get("jobTypes")
         claim = partial(
-            self._store.claim, worker_id, limit=limit, types=types.split(",") if types else None
+            self._leases.claim, worker_id, limit=limit, types=types.split(",") if types else None
         )
         wait_seconds = _preferred_wait(request) if limit else None
         if wait_seconds is None:
@@ -147,7 +155,7 @@ class _Routes:
             nursery.cancel_scope.cancel()
         if gone.is_set() and jobs:
             # It left while the claim was being made: do not have the next one wait for the lease.
-            await self._run(partial(self._store.give_back, [job["id"] for job in jobs], worker_id))
+            await self._run(partial(self._leases.give_back, [job["id"] for job in jobs], worker_id))
             self._arrivals.notify()
         return _claimed(jobs, headers)
 
@@ -163,14 +171,14 @@ class _Routes:
         worker_id = request.query_params.get("orchestratorId")
         if not worker_id:
             raise RefusedError(400, "orchestratorId parameter required")
-        jobs = await self._store.database.run(partial(self._store.orphaned, worker_id))
+        jobs = await self._database.run(partial(self._leases.orphaned, worker_id))
         return json_answer([job_row(job) for job in jobs])
 
     async def acknowledge(self, request: Request) -> Response:
         body = await _body(request, bodies.Named)
         worker_id = _named(body.orchestrator_id)
-        read = partial(self._store.acknowledge, request.path_params["id"], worker_id)
-        return _job_answer(await self._store.database.run(read))
+        read = partial(self._leases.acknowledge, request.path_params["id"], worker_id)
+        return _job_answer(await self._database.run(read))
 
     async def status(self, request: Request) -> Response:
         body = await _body(request, bodies.Status)
@@ -180,7 +188,7 @@ class _Routes:
         details = body.details or bodies.StatusDetails()
         if body.status == JobStatus.RUNNING:
             job_id, rows = request.path_params["id"], body.executions
-            start = partial(self._store.start, job_id, claimant, rows=rows)
+            start = partial(self._leases.start, job_id, claimant, rows=rows)
             return _job_answer(await self._run(start))
         if body.status in {JobStatus.COMPLETED, JobStatus.FAILED}:
             end = bodies.Complete(
@@ -192,7 +200,7 @@ class _Routes:
     async def put_executions(self, request: Request) -> Response:
         body = await _body(request, bodies.Executions)
         job_id, claimant = request.path_params["id"], _claimant(request)
-        await self._run(partial(self._store.put_rows, job_id, claimant, rows=body.executions))
+        await self._run(partial(self._leases.put_rows, job_id, claimant, rows=body.executions))
         return json_answer({"success": True})
 
     async def complete(self, request: Request) -> Response:
@@ -207,13 +215,13 @@ class _Routes:
 
     async def _end(self, request: Request, end: JobEnd, body: bodies.Executions) -> Response:
         job_id, claimant = request.path_params["id"], _claimant(request)
-        call = partial(self._store.end, job_id, claimant, end, rows=body.executions)
+        call = partial(self._leases.end, job_id, claimant, end, rows=body.executions)
         return _job_answer(await self._run(call))
 
     async def release(self, request: Request) -> Response:
         body = await _body(request, bodies.Release)
         worker_id = _worker_id(request)
-        call = partial(self._store.release, request.path_params["id"], worker_id, body.message)
+        call = partial(self._leases.release, request.path_params["id"], worker_id, body.message)
         job = await self._run(call)
         self._arrivals.notify()
         return _job_answer(job)
@@ -273,8 +281,8 @@ class _Routes:
         _worker_id(request)
         if not re.fullmatch(r"\d{1,18}", request.path_params["id"], re.ASCII):
             raise RefusedError(500, UNFORESEEN)
-        read = partial(self._store.server, int(request.path_params["id"]))
-        server = await self._store.database.run(read)
+        server_id = int(request.path_params["id"])
+        server = await self._read(lambda tx: servers.load(tx, self._keyring, server_id))
         credentials = {"host": server.host, "port": server.port, "username": server.username}
         if server.private_key is not None:
             credentials["privateKey"] = server.private_key
@@ -300,13 +308,13 @@ class _Routes:
     async def heartbeat(self, request: Request) -> Response:
         body = await _body(request, bodies.Heartbeat)
         worker_id = _named(body.orchestrator_id)
-        cancelled = await self._run(partial(self._store.heartbeat, worker_id, body.running_jobs))
+        cancelled = await self._run(partial(self._leases.heartbeat, worker_id, body.running_jobs))
         now = rfc3339(now_ms())
         return json_answer({"success": True, "timestamp": now, "cancelledJobs": cancelled})
 
     async def _run(self, call: Callable[..., T]) -> T:
         """Off the event loop, with the time at which it is let in."""
-        return await self._store.database.run(lambda: call(now=now_ms()))
+        return await self._database.run(lambda: call(now=now_ms()))
 
     async def _write(self, work: Callable[[Connection, int], T]) -> T:
         """Off the event loop, in a transaction; `work` gets the time at which it is let in."""
@@ -314,10 +322,10 @@ class _Routes:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """Off the event loop, in a transaction."""
-        return await self._store.database.run(partial(self._in_transaction, work))
+        return await self._database.run(partial(self._in_transaction, work))
 
     def _in_transaction(self, work: Callable[[Connection], T]) -> T:
-        with self._store.database.transaction() as tx:
+        with self._database.transaction() as tx:
             return work(tx)
 
 

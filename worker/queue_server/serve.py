@@ -19,9 +19,10 @@ import trio
 from worker.errors import SettingsError
 from worker.queue_server.app import queue_app
 from worker.queue_server.arrivals import Arrivals
+from worker.queue_server.file import open_database
 from worker.queue_server.keys import Keyring
+from worker.queue_server.leases import LEASE_SECONDS, Leases
 from worker.queue_server.runtime import with_runtime
-from worker.queue_server.store import LEASE_SECONDS, Store
 from worker.secret import Secret
 
 # Longer than clients keep an idle connection (httpx: 5 s), so that they never send a request
@@ -70,10 +71,9 @@ async def serve(
     """
     with ExitStack() as opened:
         listener = opened.enter_context(_listen(settings.host, settings.port))
-        store = Store.open(
-            settings.database, settings.keyring, lease_seconds=settings.lease_seconds
-        )
-        opened.callback(store.close)
+        database = open_database(settings.database, settings.keyring)
+        opened.callback(database.close)
+        leases = Leases(database, settings.keyring, lease_seconds=settings.lease_seconds)
         arrivals = Arrivals(settings.database)
         opened.callback(arrivals.close)
         config = _config(settings, listener)
@@ -82,7 +82,9 @@ async def serve(
             support.start_soon(arrivals.watch_forever)
             async with trio.open_nursery() as requests:
                 app = with_runtime(
-                    queue_app(store, arrivals, settings.token), store.database, settings.jwt_secret
+                    queue_app(database, settings.keyring, leases, arrivals, settings.token),
+                    database,
+                    settings.jwt_secret,
                 )
                 await requests.start(
                     # Starlette types the messages as mappings, hypercorn one by one.
