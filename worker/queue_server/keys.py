@@ -50,6 +50,9 @@ class Keyring:
     def seal(self, text: str | None) -> str | None:
         return None if text is None else self.key.seal(text)
 
+    def seal_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return {name: self.key.seal(value) for name, value in environment.items()}
+
     def open_credential(self, sealed: str | None) -> str | None:
         """In the open; as it stands if the key does not fit, like the app does (s17)."""
         if sealed is None or not may_be_sealed(sealed):

@@ -10,18 +10,11 @@ from sqlite3 import Connection
 from typing import Self
 
 from worker.database import Database
-from worker.queue_server import servers
+from worker.queue_server import events, servers
 from worker.queue_server.bell import ring
 from worker.queue_server.file import open_database
 from worker.queue_server.keys import Keyring
-from worker.queue_server.model import (
-    USER_ID,
-    Job,
-    JobReport,
-    Priority,
-    Script,
-    Server,
-)
+from worker.queue_server.model import USER_ID, Job, JobReport, Priority, Script, Server
 from worker.queue_server.rows import (
     EXECUTION,
     JOB,
@@ -68,65 +61,7 @@ class Store:
         Raises UnknownNameError if a server is not known.
         """
         with self._database.transaction() as tx:
-            known = tx.execute(
-                "SELECT id FROM events WHERE name = ? AND NOT on_the_spot", (name,)
-            ).fetchone()
-            if known is None:
-                return self._insert_event(tx, name, script, server_names, now, on_the_spot=False)
-            tx.execute(
-                """
-                UPDATE events SET version = version + 1, script_type = ?, content = ?,
-                    working_directory = ?, environment = ?, input = ?, timeout_seconds = ?,
-                    updated_at = ?
-                WHERE id = ?
-                """,
-                (*self._script_row(script), now, known[0]),
-            )
-            self._set_event_servers(tx, known[0], server_names)
-            return int(known[0])
-
-    def _insert_event(
-        self,
-        tx: Connection,
-        name: str,
-        script: Script,
-        server_names: Sequence[str],
-        now: int,
-        *,
-        on_the_spot: bool,
-    ) -> int:
-        (event_id,) = tx.execute(
-            """
-            INSERT INTO events (script_type, content, working_directory, environment, input,
-                                timeout_seconds, name, on_the_spot, created_at, updated_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id
-            """,
-            (*self._script_row(script), name, on_the_spot, now, now),
-        ).fetchone()
-        self._set_event_servers(tx, event_id, server_names)
-        return int(event_id)
-
-    def _script_row(self, script: Script) -> tuple[str | int, ...]:
-        return (
-            script.type,
-            script.content,
-            script.working_directory,
-            json.dumps(self._seal_environment(script.environment)),
-            json.dumps(script.input),
-            script.timeout_seconds,
-        )
-
-    def _seal_environment(self, environment: dict[str, str]) -> dict[str, str]:
-        return {name: self._keyring.key.seal(value) for name, value in environment.items()}
-
-    @staticmethod
-    def _set_event_servers(tx: Connection, event_id: int, server_names: Sequence[str]) -> None:
-        tx.execute("DELETE FROM event_servers WHERE event_id = ?", (event_id,))
-        for position, name in enumerate(dict.fromkeys(server_names)):
-            found = tx.execute("SELECT id FROM servers WHERE name = ?", (name,)).fetchone()
-            if found is None:
-                raise UnknownNameError("server", name)
-            tx.execute("INSERT INTO event_servers VALUES (?, ?, ?)", (event_id, found[0], position))
+            return events.put(tx, self._keyring, name, script, server_names, now)
 
     def submit(
         self,
@@ -142,13 +77,11 @@ class Store:
         `environment` is added to the event's own. Raises UnknownNameError.
         """
         with self._database.transaction() as tx:
-            found = tx.execute(
-                "SELECT id FROM events WHERE name = ? AND NOT on_the_spot", (event,)
-            ).fetchone()
-            if found is None:
+            event_id = events.find(tx, event)
+            if event_id is None:
                 raise UnknownNameError("event", event)
             return self._insert_job(
-                tx, found[0], now, priority, scheduled_for or now, environment or {}
+                tx, event_id, now, priority, scheduled_for or now, environment or {}
             )
 
     def submit_script(
@@ -163,7 +96,9 @@ class Store:
     ) -> str:
         """The id of a new job that runs `script`, given on the spot. Raises UnknownNameError."""
         with self._database.transaction() as tx:
-            event_id = self._insert_event(tx, name, script, server_names, now, on_the_spot=True)
+            event_id = events.insert(
+                tx, self._keyring, name, script, server_names, now, on_the_spot=True
+            )
             return self._insert_job(tx, event_id, now, priority, scheduled_for or now, {})
 
     def _insert_job(
@@ -195,7 +130,7 @@ class Store:
             },
             "target": {} if target is None else {"serverId": target[0]},
             "timeout": {"unit": "SECONDS", "value": timeout},
-            "environment": json.loads(sealed) | self._seal_environment(environment),
+            "environment": json.loads(sealed) | self._keyring.seal_environment(environment),
         }
         job_id = "job_" + "".join(secrets.choice(_ID_CHARACTERS) for _ in range(12))
         tx.execute(
