@@ -8,13 +8,13 @@ from pathlib import Path
 import trio
 
 from tests.queue_rig import TOKEN, QueueRig, running_queue
-from worker import settings
 from worker.clock import now_ms
 from worker.database import Database
 from worker.demo.sshd import LocalServer
 from worker.flight import Flight
 from worker.queue_server.model import JobReport, Script, ScriptType, Server
 from worker.service import Service, open_service
+from worker.settings.environment import load
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
 
@@ -147,7 +147,7 @@ async def worker_on(
     queue: QueueRig, state: Path, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[WorkerRig]:
     """A worker with its state in `state`; drained at the end."""
-    loaded = settings.load(
+    loaded = load(
         {
             "CRONIUM_API_ENDPOINT": queue.address,
             "CRONIUM_API_TOKEN": TOKEN,

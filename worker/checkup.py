@@ -12,7 +12,6 @@ from pathlib import Path
 
 import trio
 
-from worker import settings
 from worker.api.client import open_client
 from worker.errors import (
     ConnectError,
@@ -23,7 +22,7 @@ from worker.errors import (
 )
 from worker.file_limit import connections_within, raise_file_limit
 from worker.remote.known_hosts import KnownHostsFile
-from worker.settings import HostKeyPolicy, Settings, SshSettings
+from worker.settings import HostKeyPolicy, Settings, SshSettings, environment
 from worker.state.directory import DATABASE, holder
 
 MIB = 1024 * 1024
@@ -69,10 +68,10 @@ def failed(subject: str, told: str, advice: str) -> Finding:
 
 def look_at_settings(environ: Mapping[str, str], say: Say) -> Settings | None:
     """The settings; None, and a finding for each fault, where there are some."""
-    for warning in settings.unknown_variables(environ):
+    for warning in environment.unknown_variables(environ):
         say(warned("settings", warning, "remove or correct it"))
     try:
-        loaded = settings.load(environ)
+        loaded = environment.load(environ)
     except SettingsError as error:
         for fault in error.faults:
             say(failed("settings", fault, "see `cronium-worker run --help`"))

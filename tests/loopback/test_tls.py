@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from tests.queue_rig import TOKEN, QueueRig, running_queue
-from worker import settings
 from worker.api.client import open_client
 from worker.api.runtime import open_runtimes
 from worker.api.tokens import Identity
 from worker.errors import QueueUnavailableError, RuntimeUnavailableError
 from worker.queue_server.serve import Tls
+from worker.settings import Settings, environment
 
 UNTRUSTED = r"its certificate is not trusted \(self.signed certificate\); see CRONIUM_API_CA"
 
@@ -39,8 +39,8 @@ async def queue(tls: Tls, tmp_path: Path) -> AsyncIterator[QueueRig]:
         yield queue
 
 
-def loaded(queue: QueueRig, **given: str) -> settings.Settings:
-    return settings.load(
+def loaded(queue: QueueRig, **given: str) -> Settings:
+    return environment.load(
         {
             "CRONIUM_API_ENDPOINT": queue.address,
             "CRONIUM_API_TOKEN": TOKEN,

@@ -13,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from worker.settings import VARIABLES, load
+from worker.settings.environment import load
+from worker.settings.variables import VARIABLES
 from worker.values import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "scripts" / "deploy"

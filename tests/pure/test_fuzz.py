@@ -34,7 +34,9 @@ from worker.remote.key_kinds import KINDS
 from worker.remote.known_hosts import KnownHosts, KnownHostsFile
 from worker.remote.payload import Payload, run_message
 from worker.report import create_entry
-from worker.settings import VARIABLES, Settings, load, unknown_variables
+from worker.settings import Settings
+from worker.settings.environment import load, unknown_variables
+from worker.settings.variables import VARIABLES
 from worker.state.spool import MAGIC, Spool
 
 many = settings(max_examples=200)

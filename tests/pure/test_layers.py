@@ -95,7 +95,9 @@ HOMES = {
 }
 
 MODULES = {
-    ".".join(("worker", *path.relative_to(ROOT).with_suffix("").parts)): path
+    ".".join(("worker", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(ROOT.rglob("*.py"))
     if "helpers" not in path.parts  # those run on servers
 }
@@ -200,7 +202,7 @@ def test_the_queue_imports_the_wire_and_foundations_only() -> None:
 
     assert {each for each in found if each != "worker.api.wire"} <= {
         module for module in MODULES if room_of(module) in FOUNDATIONS
-    } | {"worker"}
+    }
 
 
 def test_only_commands_and_the_demo_import_the_queue() -> None:
@@ -211,6 +213,16 @@ def test_only_commands_and_the_demo_import_the_queue() -> None:
     }
 
     assert found <= {"queue_server", "cli", "demo"}
+
+
+def test_only_commands_and_what_they_call_first_read_the_environments_variables() -> None:
+    found = {
+        room_of(module)
+        for module in MODULES
+        if imports(module) & {"worker.settings.environment", "worker.settings.variables"}
+    }
+
+    assert found <= {"settings", "cli", "checkup", "queue_server"}
 
 
 def test_no_imports_go_in_a_circle() -> None:

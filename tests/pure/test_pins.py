@@ -8,7 +8,7 @@ import pytest
 
 from worker.database import Database
 from worker.errors import SettingsError, StateError
-from worker.settings import load_state_dir
+from worker.settings.environment import load_state_dir
 from worker.state.directory import DATABASE, LOCK, MIGRATIONS, open_beside, open_state
 from worker.state.host_keys import HostKeys, Pin
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from worker.settings import VARIABLES
+from worker.settings.variables import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

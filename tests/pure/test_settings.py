@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from worker.errors import SettingsError
 from worker.secret import Secret
 from worker.settings import (
-    VARIABLES,
     ExitCodePolicy,
     HostKeyPolicy,
     LogFormat,
     LogLevel,
     Settings,
-    load,
-    unknown_variables,
 )
+from worker.settings.environment import load, unknown_variables
+from worker.settings.variables import VARIABLES
 from worker.values import parse_duration
 
 ENDPOINT = "https://cronium.example.com"

@@ -24,7 +24,7 @@ from worker.remote.connector import Connector
 from worker.remote.deployments import Deployments
 from worker.remote.pool import Pool
 from worker.remote.session import Remote
-from worker.settings import load
+from worker.settings.environment import load
 from worker.state.outbox import Entry, Kind
 from worker.telemetry import Telemetry
 

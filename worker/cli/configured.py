@@ -4,23 +4,23 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.cli.state import warn_of_unknown_variables
 from worker.errors import ConnectError, SettingsError
 from worker.remote.known_hosts import KnownHostsFile
-from worker.settings import Settings
+from worker.settings import Settings, environment
+from worker.settings.variables import SSH_KNOWN_HOSTS
 
 
 def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
-    """As `worker.settings.load`, and known_hosts can be read.
+    """As `worker.settings.environment.load`, and known_hosts can be read.
 
     Raises SettingsError, with all faults at once.
     """
-    file = settings.given(environ, settings.SSH_KNOWN_HOSTS)
+    file = environment.given(environ, SSH_KNOWN_HOSTS)
     faults = () if file is None else _faults_of(file)
     try:
-        loaded = settings.load(environ, has_queue=has_queue)
+        loaded = environment.load(environ, has_queue=has_queue)
     except SettingsError as error:
         raise SettingsError((*error.faults, *faults)) from None
     if faults:

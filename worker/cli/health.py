@@ -5,9 +5,9 @@ import os
 
 import click
 
-from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, fail
 from worker.errors import SettingsError
+from worker.settings.environment import load_state_dir
 from worker.vitals import health as health_of
 
 
@@ -32,7 +32,7 @@ def health(wanted: str, as_json: bool) -> None:
       cronium-worker health --live
     """
     try:
-        directory = settings.load_state_dir(os.environ)
+        directory = load_state_dir(os.environ)
     except SettingsError as error:
         fail(str(error), EXIT_CONFIGURATION)
     found = health_of(directory, is_ready=wanted == "ready")

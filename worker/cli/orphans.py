@@ -7,7 +7,6 @@ from functools import partial
 
 import click
 
-from worker import settings
 from worker.api.client import QueueClient, open_client
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, fail
 from worker.cli.running import run
@@ -20,7 +19,7 @@ from worker.errors import (
     StateLockedError,
 )
 from worker.report import release_entry
-from worker.settings import Settings
+from worker.settings import Settings, environment
 from worker.state.directory import DATABASE, open_state
 from worker.state.identity import worker_id
 from worker.state.outbox import Outbox
@@ -54,7 +53,7 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
       cronium-worker orphans --of web-pool-1a2b3c4d --release
     """
     try:
-        loaded = settings.load(os.environ)
+        loaded = environment.load(os.environ)
         if of_id is not None:
             ids = run(partial(_orphans, loaded, of_id, release, ()))
         else:

@@ -11,7 +11,7 @@ import click
 import structlog
 import trio
 
-from worker import logs, settings
+from worker import logs
 from worker.cli import configured
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, fail
 from worker.cli.running import name_account
@@ -19,6 +19,9 @@ from worker.errors import SettingsError, StateError, StateLockedError, first_of
 from worker.file_limit import connections_within, raise_file_limit
 from worker.masking import compiled
 from worker.service import serve
+from worker.settings import Settings, secrets_of
+from worker.settings.environment import unknown_variables
+from worker.settings.variables import VARIABLES
 from worker.state.directory import open_state
 from worker.state.identity import worker_id
 from worker.telemetry.opening import open_telemetry
@@ -27,7 +30,7 @@ from worker.telemetry.opening import open_telemetry
 def _variables() -> str:
     """Every setting, for the end of `--help`."""
     lines = ["\b", "Environment:"]
-    for variable in settings.VARIABLES:
+    for variable in VARIABLES:
         default = f" (default {variable.default})" if variable.default else ""
         lines.append(f"  {variable.name}{default}")
         text = f"{variable.meaning}; {variable.expected}"
@@ -35,7 +38,7 @@ def _variables() -> str:
     return "\n".join(lines)
 
 
-def _with_files_enough(loaded: settings.Settings, files: int) -> settings.Settings:
+def _with_files_enough(loaded: Settings, files: int) -> Settings:
     """With no more connections than there can be."""
     wanted = loaded.ssh.max_connections
     possible = connections_within(files, wanted)
@@ -77,7 +80,7 @@ def run() -> None:
     try:
         loaded = configured.load(os.environ)
     except SettingsError as error:
-        faults = (*error.faults, *settings.unknown_variables(os.environ))
+        faults = (*error.faults, *unknown_variables(os.environ))
         fail("\n".join(faults), EXIT_CONFIGURATION)
     try:
         with open_state(loaded.state_dir) as database:
@@ -85,8 +88,8 @@ def run() -> None:
             writer = logs.configure(
                 loaded.logs, worker_id=name, colours=not os.environ.get("NO_COLOR")
             )
-            logs.mask_with(compiled(settings.secrets_of(loaded)).mask_text)
-            for warning in settings.unknown_variables(os.environ):
+            logs.mask_with(compiled(secrets_of(loaded)).mask_text)
+            for warning in unknown_variables(os.environ):
                 structlog.get_logger().warning("unknown_variable", message=warning)
             loaded = _with_files_enough(loaded, files)
             telemetry = open_telemetry(os.environ, name)

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import click
 
-from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.database import Database
 from worker.errors import SettingsError, StateError
+from worker.settings.environment import load_state_dir, unknown_variables
 from worker.state.directory import open_beside
 
 
@@ -18,12 +18,12 @@ def opened_state() -> Iterator[Database]:
     """Warns of unknown variables, and ends the command where the state cannot be used."""
     warn_of_unknown_variables()
     try:
-        with open_beside(settings.load_state_dir(os.environ)) as database:
+        with open_beside(load_state_dir(os.environ)) as database:
             yield database
     except (SettingsError, StateError) as error:
         fail(str(error), EXIT_CONFIGURATION)
 
 
 def warn_of_unknown_variables() -> None:
-    for warning in settings.unknown_variables(os.environ):
+    for warning in unknown_variables(os.environ):
         click.echo(f"cronium-worker: {warning}", err=True)

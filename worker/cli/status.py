@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from worker import settings
 from worker.cli.exits import EXIT_CONFIGURATION, fail
 from worker.clock import now_ms
 from worker.errors import SettingsError, StateError
+from worker.settings.environment import load_state_dir
 from worker.snapshot import ExecutionNow, JobNow, WorkerNow, read
 from worker.state.directory import holder, open_beside
 from worker.state.outbox import Outbox
@@ -73,7 +73,7 @@ def status(watch: bool, as_json: bool) -> None:
         raise click.UsageError("--watch draws for people; it goes without --json")
     console = Console(markup=False, highlight=False)
     try:
-        directory = settings.load_state_dir(os.environ)
+        directory = load_state_dir(os.environ)
         if as_json:
             click.echo(json.dumps(_as_json(look(directory))))
         elif watch:

@@ -11,7 +11,8 @@ from worker import values
 from worker.errors import SealedValueError, SettingsError, StateError
 from worker.sealing import SealingKey, may_be_sealed
 from worker.secret import Secret
-from worker.settings import API_TOKEN, ENCRYPTION_KEY, JWT_SECRET, given_secret
+from worker.settings.environment import given_secret
+from worker.settings.variables import API_TOKEN, ENCRYPTION_KEY, JWT_SECRET
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> Secret:
