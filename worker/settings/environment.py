@@ -1,7 +1,7 @@
 """The settings read from an environment, with all its faults at once."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,61 +32,22 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
     Raises SettingsError, with all faults at once.
     """
     reader = _Reader(environ)
-    read = reader.read
+    # Where one is at fault, it gives None for any type; such settings get no further than here.
+    read: Callable[[Variable[Any]], Any] = reader.read
     token = read(variables.API_TOKEN) if has_queue else None
     reader.together(variables.RUNTIME_URL, variables.JWT_SECRET)
     runtime_url, jwt_secret = read(variables.RUNTIME_URL), read(variables.JWT_SECRET)
     authorities = read(variables.API_CA)
-    parsed: dict[str, Any] = {
-        "orchestrator_id": read(variables.ORCHESTRATOR_ID),
-        "state_dir": read(variables.STATE_DIR),
-        "state_key": read(variables.STATE_KEY),
-        "encryption_key": read(variables.ENCRYPTION_KEY),
-        "api": {
-            "endpoint": read(variables.API_ENDPOINT) if has_queue else "",
-            "token": SecretSource(token or Secret(""), reader.secret_file(variables.API_TOKEN)),
-            "authorities": authorities,
-        },
-        "jobs": {
-            "max_concurrent": read(variables.JOBS_MAX_CONCURRENT),
-            "poll_batch_size": read(variables.JOBS_POLL_BATCH_SIZE),
-            "drain_seconds": read(variables.DRAIN_TIMEOUT),
-            "drain_policy": read(variables.DRAIN_POLICY),
-            "cancel_poll_seconds": read(variables.CANCEL_POLL),
-            "live_output_seconds": read(variables.LIVE_OUTPUT),
-            "exit_code_policy": read(variables.EXIT_CODE_POLICY),
-            "output_limit_bytes": read(variables.OUTPUT_LIMIT),
-            "run_max_output_bytes": read(variables.RUN_MAX_OUTPUT),
-            "mask_names": read(variables.MASK_NAMES),
-            "history_bytes": read(variables.HISTORY_OUTPUT),
-        },
-        "phases": {
-            "setup_seconds": read(variables.SETUP_TIMEOUT),
-            "cleanup_seconds": read(variables.CLEANUP_TIMEOUT),
-            "max_execution_seconds": read(variables.MAX_EXECUTION_TIMEOUT),
-        },
-        "ssh": {
-            "host_keys": read(variables.SSH_HOST_KEYS),
-            "known_hosts": read(variables.SSH_KNOWN_HOSTS),
-            "keepalive_seconds": read(variables.SSH_KEEPALIVE),
-            "max_connections": read(variables.SSH_MAX_CONNECTIONS),
-            "idle_seconds": read(variables.SSH_IDLE_TIMEOUT),
-            "runner_verify_after_seconds": read(variables.RUNNER_VERIFY_AFTER),
-        },
-        "logs": {
-            "level": read(variables.LOGGING_LEVEL),
-            "format": read(variables.LOGGING_FORMAT),
-            "output": read(variables.LOG_OUTPUT),
-        },
-    }
-    if reader.faults:
-        raise SettingsError(tuple(reader.faults))
-    return Settings(
-        orchestrator_id=parsed["orchestrator_id"],
-        state_dir=parsed["state_dir"],
-        state_key=parsed["state_key"],
-        encryption_key=parsed["encryption_key"],
-        api=ApiSettings(**parsed["api"]),
+    settings = Settings(
+        orchestrator_id=read(variables.ORCHESTRATOR_ID),
+        state_dir=read(variables.STATE_DIR),
+        state_key=read(variables.STATE_KEY),
+        encryption_key=read(variables.ENCRYPTION_KEY),
+        api=ApiSettings(
+            endpoint=read(variables.API_ENDPOINT) if has_queue else "",
+            token=SecretSource(token or Secret(""), reader.secret_file(variables.API_TOKEN)),
+            authorities=authorities,
+        ),
         runtime=(
             RuntimeSettings(
                 runtime_url,
@@ -98,11 +59,41 @@ def load(environ: Mapping[str, str], *, has_queue: bool = True) -> Settings:
             if runtime_url and jwt_secret
             else None
         ),
-        jobs=JobSettings(**parsed["jobs"]),
-        phases=PhaseSettings(**parsed["phases"]),
-        ssh=SshSettings(**parsed["ssh"]),
-        logs=LogSettings(**parsed["logs"]),
+        jobs=JobSettings(
+            max_concurrent=read(variables.JOBS_MAX_CONCURRENT),
+            poll_batch_size=read(variables.JOBS_POLL_BATCH_SIZE),
+            drain_seconds=read(variables.DRAIN_TIMEOUT),
+            drain_policy=read(variables.DRAIN_POLICY),
+            cancel_poll_seconds=read(variables.CANCEL_POLL),
+            live_output_seconds=read(variables.LIVE_OUTPUT),
+            exit_code_policy=read(variables.EXIT_CODE_POLICY),
+            output_limit_bytes=read(variables.OUTPUT_LIMIT),
+            run_max_output_bytes=read(variables.RUN_MAX_OUTPUT),
+            mask_names=read(variables.MASK_NAMES),
+            history_bytes=read(variables.HISTORY_OUTPUT),
+        ),
+        phases=PhaseSettings(
+            setup_seconds=read(variables.SETUP_TIMEOUT),
+            cleanup_seconds=read(variables.CLEANUP_TIMEOUT),
+            max_execution_seconds=read(variables.MAX_EXECUTION_TIMEOUT),
+        ),
+        ssh=SshSettings(
+            host_keys=read(variables.SSH_HOST_KEYS),
+            known_hosts=read(variables.SSH_KNOWN_HOSTS),
+            keepalive_seconds=read(variables.SSH_KEEPALIVE),
+            max_connections=read(variables.SSH_MAX_CONNECTIONS),
+            idle_seconds=read(variables.SSH_IDLE_TIMEOUT),
+            runner_verify_after_seconds=read(variables.RUNNER_VERIFY_AFTER),
+        ),
+        logs=LogSettings(
+            level=read(variables.LOGGING_LEVEL),
+            format=read(variables.LOGGING_FORMAT),
+            output=read(variables.LOG_OUTPUT),
+        ),
     )
+    if reader.faults:
+        raise SettingsError(tuple(reader.faults))
+    return settings
 
 
 def load_state_dir(environ: Mapping[str, str]) -> Path:
@@ -153,15 +144,6 @@ class _Reader:
         self._environ = environ
         self.faults: list[str] = []
 
-    def secret_file(self, variable: Variable[Any]) -> Path | None:
-        path = self._environ.get(variable.name + "_FILE", "").strip()
-        if not path:
-            return None
-        try:
-            return Path(path).expanduser()
-        except RuntimeError:  # below a home that nobody has: no such file, then
-            return Path(path)
-
     def read(self, variable: Variable[T]) -> T | None:
         """The value; None if there is none, or if it is at fault."""
         text = self.text(variable)
@@ -174,19 +156,6 @@ class _Reader:
             shown = "its value" if variable.secret or "@" in text else repr(text)
             self.faults.append(f"{variable.name}: {shown} {fault}; expected {variable.expected}")
             return None
-
-    def is_given(self, variable: Variable[Any]) -> bool:
-        """Whether there is anything, be it at fault."""
-        given = self._environ.get(variable.name, "").strip()
-        return bool(given or (variable.secret and self.secret_file(variable)))
-
-    def together(self, one: Variable[Any], other: Variable[Any]) -> None:
-        """Two that make no sense alone."""
-        if self.is_given(one) != self.is_given(other):
-            given, missing = (one, other) if self.is_given(one) else (other, one)
-            self.faults.append(
-                f"{missing.name}: not set, but {given.name} is; expected both or neither"
-            )
 
     def text(self, variable: Variable[Any]) -> str | None:
         """What it was given, or its file holds; its default otherwise."""
@@ -216,3 +185,25 @@ class _Reader:
         if variable.required:
             self.faults.append(f"{variable.name}: not set; expected {variable.expected}")
         return variable.default
+
+    def secret_file(self, variable: Variable[Any]) -> Path | None:
+        path = self._environ.get(variable.name + "_FILE", "").strip()
+        if not path:
+            return None
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:  # below a home that nobody has: no such file, then
+            return Path(path)
+
+    def is_given(self, variable: Variable[Any]) -> bool:
+        """Whether there is anything, be it at fault."""
+        given = self._environ.get(variable.name, "").strip()
+        return bool(given or (variable.secret and self.secret_file(variable)))
+
+    def together(self, one: Variable[Any], other: Variable[Any]) -> None:
+        """Two that make no sense alone."""
+        if self.is_given(one) != self.is_given(other):
+            given, missing = (one, other) if self.is_given(one) else (other, one)
+            self.faults.append(
+                f"{missing.name}: not set, but {given.name} is; expected both or neither"
+            )
