@@ -464,14 +464,16 @@ def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
 
 
 def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server) -> None:
-    (server.bin / "ls").write_text('#!/bin/sh\necho >>"$HOME/looks"\nexec /bin/ls "$@"\n')
+    looks = server.home / "looks"
+    told = 'printf "%s: " "$@" >>"$HOME/looks"; head -c 300 out err >>"$HOME/looks"'
+    (server.bin / "ls").write_text(f'#!/bin/sh\n{told}\nexec /bin/ls "$@"\n')
     (server.bin / "ls").chmod(0o755)
 
     call = server.run(new_id(), payload(b"cd ..; mkdir exit.d; touch exit.3.half exit.0.; exit 3"))
 
     # Nor does what only looks like a record pass for one.
     assert (call.heads[2:-1], call.end) == (["r new 0"], (3, "exit"))
-    assert not (server.home / "looks").exists()
+    assert not looks.exists(), looks.read_text()
 
 
 PRINTED = (
