@@ -463,16 +463,35 @@ def test_a_runner_that_was_cut_off_does_nothing(server: Server) -> None:
     assert not (server.home / "started").exists()
 
 
-def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server) -> None:
+def looks_by_program(server: Server) -> Path:
+    """A file that tells what `ls` was asked for, once it was."""
     looks = server.home / "looks"
-    told = 'printf "%s: " "$@" >>"$HOME/looks"; head -c 300 out err >>"$HOME/looks"'
-    (server.bin / "ls").write_text(f'#!/bin/sh\n{told}\nexec /bin/ls "$@"\n')
+    (server.bin / "ls").write_text(f'#!/bin/sh\necho "$*" >>{looks}\nexec /bin/ls "$@"\n')
     (server.bin / "ls").chmod(0o755)
+    return looks
+
+
+def test_the_end_of_a_silent_run_takes_no_program_to_read(server: Server) -> None:
+    looks = looks_by_program(server)
 
     call = server.run(new_id(), payload(b"cd ..; mkdir exit.d; touch exit.3.half exit.0.; exit 3"))
 
     # Nor does what only looks like a record pass for one.
     assert (call.heads[2:-1], call.end) == (["r new 0"], (3, "exit"))
+    assert not looks.exists(), looks.read_text()
+
+
+def test_nor_does_it_where_signals_come_all_the_time(server: Server) -> None:
+    looks = looks_by_program(server)
+    call = server.start(new_id(), payload(b"sleep 1; exit 3"))
+
+    # While it looks for the end before each wait.
+    deadline = time.monotonic() + 0.9
+    while time.monotonic() < deadline:
+        os.kill(call.process.pid, signal.SIGURG)
+    call.finish()
+
+    assert call.end == (3, "exit")
     assert not looks.exists(), looks.read_text()
 
 
