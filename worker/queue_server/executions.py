@@ -10,7 +10,7 @@ from msgspec import UNSET
 from worker.clock import rfc3339
 from worker.queue_server import rows
 from worker.queue_server.bodies import CreateExecution, ExecutionRow, UpdateExecution, as_text
-from worker.queue_server.model import Execution
+from worker.queue_server.model import Execution, Job
 from worker.queue_server.transform import Json, execution_context
 
 
@@ -102,6 +102,11 @@ def add_condition(tx: Connection, execution_id: str, condition: bool, now: int) 
 def context(tx: Connection, execution_id: str) -> Json:
     """Raises UnknownNameError."""
     job = rows.load_job(tx, rows.load_execution(tx, execution_id).job_id)
+    return context_within(tx, execution_id, job)
+
+
+def context_within(tx: Connection, execution_id: str, job: Job) -> Json:
+    """Of an execution of that job, which no worker may have created yet."""
     return execution_context(execution_id, job, rows.load_event(tx, job.event_id))
 
 

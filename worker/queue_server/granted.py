@@ -8,9 +8,9 @@ from worker.database import Database
 from worker.errors import WorkerError
 from worker.queue_server import executions, variables
 from worker.queue_server.model import Job
-from worker.queue_server.rows import UnknownNameError, load_event, load_execution, load_job
+from worker.queue_server.rows import UnknownNameError, load_execution, load_job
 from worker.queue_server.tokens import Claims
-from worker.queue_server.transform import Json, execution_context
+from worker.queue_server.transform import Json
 
 
 class NotGrantedError(WorkerError):
@@ -34,7 +34,7 @@ class Granted:
     def context(self, claims: Claims) -> Json:
         with self._database.transaction() as tx:
             job = _granted_job(tx, claims)
-            return execution_context(claims.execution_id, job, load_event(tx, job.event_id))
+            return executions.context_within(tx, claims.execution_id, job)
 
     def variable(self, claims: Claims, key: str) -> tuple[str, int]:
         """The value, and when it was put. Raises UnknownNameError."""
