@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,8 +28,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             stack.enter_context((room / f"processor-{number}").open("w"))
             for number in os.sched_getaffinity(0)
         ]
-        take = _take_one if _wants_quiet(item) else _share_all
-        take(processors)
+        if _wants_quiet(item):
+            with (room / "turn").open("w") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                _take_one(processors)
+        else:
+            _share_all(processors)
         return (yield)
 
 
@@ -38,11 +43,13 @@ def _share_all(processors: Sequence[IO[str]]) -> None:
 
 
 def _take_one(processors: Sequence[IO[str]]) -> None:
-    for processor in processors:
-        with suppress(BlockingIOError):
-            fcntl.flock(processor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-    fcntl.flock(processors[os.getpid() % len(processors)], fcntl.LOCK_EX)  # any one
+    """Whichever is free first; one caller at a time, or who comes late could have it sooner."""
+    while True:
+        for processor in processors:
+            with suppress(BlockingIOError):
+                fcntl.flock(processor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        time.sleep(0.05)
 
 
 def _wants_quiet(item: pytest.Item) -> bool:

@@ -372,13 +372,16 @@ def authority(tmp_path: Path, openssh: None) -> str:
 async def certified(
     tmp_path: Path, lines: str, principals: str, *options: str, policy: str = "strict"
 ) -> AsyncIterator[tuple[WorkerRig, Sshd]]:
-    """A worker, and a server that shows a certificate of its key; `localhost` on any port."""
+    """A worker, and a server that shows a certificate of its key; `localhost` on any port.
+
+    In `lines`, `<key>` stands for that key: no other key can have it in its base64.
+    """
     make_key(tmp_path / "host")
     certificate = certify(
         tmp_path / "authority", tmp_path / "host", *options, principals=principals
     )
     file = tmp_path / "known_hosts"
-    file.write_text(lines.replace("KEY", public(tmp_path / "host")))
+    file.write_text(lines.replace("<key>", public(tmp_path / "host")))
     shown = {"HostKey": str(tmp_path / "host"), "HostCertificate": str(certificate)}
     environ = {"CRONIUM_SSH_HOST_KEYS": policy, "CRONIUM_SSH_KNOWN_HOSTS": str(file)}
     with open_sshd(tmp_path / "sshd", options=shown) as sshd:
@@ -427,11 +430,12 @@ async def test_a_certificate_that_does_not_hold_is_unreachable_and_says_why(
 
 
 @pytest.mark.parametrize("policy", ["strict", "accept-new"])
-@pytest.mark.parametrize("revoked", ["AUTHORITY", "KEY"])
+@pytest.mark.parametrize("revoked", ["<authority>", "<key>"])
 async def test_a_revoked_authority_or_key_is_unreachable(
     revoked: str, policy: str, authority: str, tmp_path: Path
 ) -> None:
-    lines = f"@cert-authority * {authority}\n@revoked * {revoked}\n".replace("AUTHORITY", authority)
+    lines = f"@cert-authority * {authority}\n@revoked * {revoked}\n"
+    lines = lines.replace("<authority>", authority)
     async with certified(tmp_path, lines, "localhost", policy=policy) as (rig, sshd):
         report = await run(rig, sshd.server.name)
 
@@ -443,7 +447,7 @@ async def test_the_key_of_a_certificate_may_be_known_for_itself(
     authority: str, tmp_path: Path
 ) -> None:
     other = make_key(tmp_path / "other_authority")
-    lines = f"@cert-authority * {other}\nlocalhost KEY\n"
+    lines = f"@cert-authority * {other}\nlocalhost <key>\n"
     async with certified(tmp_path, lines, "localhost") as (rig, sshd):
         report = await run(rig, sshd.server.name)
 
