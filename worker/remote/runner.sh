@@ -600,8 +600,8 @@ watch() {
     [ "$code" -le 128 ] || [ "$code" -gt 192 ] || reason=signal
 }
 
-# Sets code, and woken if there was a signal; counts waits. Only here they are heard: yash forgets that a function was to return
-# where one comes just then.
+# Sets code, and woken if there was a signal; counts waits. Only here they are heard: yash forgets that a function was
+# to return where one comes just then.
 wait_for_script() {
     woken='' waits=$((waits + 1))
     trap 'woken=1' HUP TERM URG
