@@ -119,3 +119,21 @@ def test_a_later_run_takes_four_programs_of_which_one_waits(tmp_path: Path) -> N
             # The ticker may sleep on from one run to the next.
             assert names.pop("sleep", 0) <= number
             assert names == {"env": number, "setsid": number, "bash": number}
+
+
+def test_where_the_script_prints_it_is_one_more(tmp_path: Path) -> None:
+    script = b"printf out; printf err >&2; sleep 0.05"
+    told_of = "    echo 'r new 0'\n"
+    printed = f"    until [ -s err ]; do :; done\n{told_of}"
+    with serving(tmp_path, "dash", edits={told_of: printed}) as server:
+        told = watch_programs(server)
+        call = server.call("run")
+        for _ in range(2):
+            call.run(new_id(), script)
+        ready(server)
+        told.unlink()
+        assert call.run(new_id(), script) == b"out"
+        ready(server)
+        names = Counter(told.read_text().split())
+        names.pop("sleep")
+        assert names == {"env": 1, "setsid": 1, "bash": 1, "ls": 1}

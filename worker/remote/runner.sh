@@ -689,7 +689,7 @@ is_over_output() {
 
 # Sets out_size and err_size by one fork; 0, and nothing listed, where it is not there.
 measure_spool() {
-    listing=$(ls -ln out err 2>/dev/null)
+    listing=$(LC_ALL=C ls -ln out err 2>/dev/null)
     # Sorted by name; of a run that is just being deleted not both.
     err_size=0 out_size=0 out_listed='' err_listed=''
     size_line "${listing%%"$newline"*}" err && err_size=$bytes err_listed=1
@@ -1691,7 +1691,7 @@ follow() {
 
 follow_quietly() {
     trap '' URG
-    tick=0.05 tick_ms=50 quiet_ms=0 unlooked_ms=0 told=' ' told_count=0 is_new=''
+    tick=0.05 tick_ms=50 quiet_ms=0 unlooked_ms=0 told=' ' told_count=0 is_new='' held=''
     [ "$state" != new ] || is_new=1
     [ "$state" != attached ] || tell_what_was_said
     while :; do
@@ -1703,16 +1703,15 @@ follow_quietly() {
             exit 0
         fi
         sent=0
-        if [ -s out ] || [ -s err ]; then
-            measure_streams
-            send_waiting
-        fi
+        # Of a new run not before there is word of it: most have ended by then, and one look serves.
+        [ -n "$is_new" ] && [ -z "$ended" ] || send_output
         if [ -n "$ended" ]; then
             # Of what is said while a worker leaves and another comes, only the helper knows when it
             # has been heard. Where there was one worker only, it has heard all.
             [ "$state" = new ] || tell_what_was_said
             set_record "$ended"
-            printf 'x %s %s %s %s\n' "$record_code" "$record_reason" "$record_ms" "$record_cpu" || exit 74
+            printf '%sx %s %s %s %s\n' "$held" "$record_code" "$record_reason" "$record_ms" "$record_cpu" ||
+                exit 74
             return
         fi
         if is_gone; then
@@ -1806,29 +1805,36 @@ note_cut() {
         command eval "exec $2<$3"; } 2>/dev/null
 }
 
+send_output() {
+    [ -s out ] || [ -s err ] || return
+    measure_streams
+    send_waiting
+}
+
 send_waiting() {
     while [ "$out_at" -lt "$out_size" ] || [ "$err_at" -lt "$err_size" ]; do
         if [ "$out_at" -lt "$out_size" ]; then
             size_piece $((out_size - out_at))
-            send_text o out "$out_at" || { printf 'o %s\n' "$n" && send_piece <&4; } || exit 74
+            hold_text o out "$out_at" || { printf 'o %s\n' "$n" && send_piece <&4; } || exit 74
             out_at=$((out_at + n))
         fi
         if [ "$err_at" -lt "$err_size" ]; then
             size_piece $((err_size - err_at))
-            send_text e err "$err_at" || { printf 'e %s\n' "$n" && send_piece <&5; } || exit 74
+            hold_text e err "$err_at" || { printf '%se %s\n' "$held" "$n" && send_piece <&5 && held=''; } || exit 74
             err_at=$((err_at + n))
         fi
     done
 }
 
 # Most scripts print little, and that a shell can read itself: no program is started for it. But it drops NULs, and
-# may count letters, so what it has read is sent only where it is as long as it should be.
-send_text() {
+# may count letters, so what it has read is taken only where it is as long as it should be. Held back for the frame of
+# the end, as each write wakes sshd and the worker.
+hold_text() {
     [ -n "$ended" ] && [ "$3" -eq 0 ] && [ "$n" -le "$most_text" ] && [ -f "$2" ] || return
     text='' line=''
     { while [ ${#text} -le "$n" ] && IFS= read -r line; do text=$text$line$newline; done <"$2"; } 2>/dev/null
     text=$text$line
-    [ ${#text} -eq "$n" ] && printf '%s %s\n%s' "$1" "$n" "$text"
+    [ ${#text} -eq "$n" ] && held="$held$1 $n$newline$text"
 }
 
 size_piece() {
