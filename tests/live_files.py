@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from worker.state.directory import BEGUN, SPOOLS
-from worker.state.marks import MARK
+from worker.state.run_files import MARK
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from tests.queue_rig import running_queue
 from tests.worker_rig import outcomes, running_worker, until_exists, worker_on
 from worker.demo.sshd import LocalServer
 from worker.jobs import Jobs
-from worker.state.marks import MARK
+from worker.state.run_files import MARK
 from worker.state.spool import Spool
 
 
@@ -57,7 +57,7 @@ async def test_a_job_begins_once_its_spools_can_be_looked_for(
     really_open = Path.open
 
     def opened(path: Path, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401  as Path.open
-        if path.suffix == ".stdout" and not faults:
+        if ".stdout@" in path.name and not faults:
             faults.append(OSError(errno.EMFILE, "Too many open files"))
             raise faults[0]
         return really_open(path, *arguments, **named)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.state.marks import MARK, Marks
+from worker.state.marks import Marks
+from worker.state.run_files import MARK
 
 
 def names(folder: Path) -> set[str]:

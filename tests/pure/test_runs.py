@@ -16,6 +16,7 @@ from worker.state.host_keys import HostKeys, Pin
 from worker.state.identity import worker_id
 from worker.state.marks import Marks
 from worker.state.outbox import Entry, Kind, Outbox
+from worker.state.run_files import MARK
 from worker.state.runner_cache import CachedRunner, RunnerCache, ServerKey
 from worker.state.runs import KEPT_JOBS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
@@ -44,7 +45,7 @@ class State:
             return tx.execute(query).fetchall()
 
     def spools(self) -> list[str]:
-        return sorted(path.parent.name for path in (self.folder / SPOOLS).glob("*/*"))
+        return sorted(path.name.partition(MARK)[2] for path in (self.folder / SPOOLS).glob("*"))
 
 
 @pytest.fixture

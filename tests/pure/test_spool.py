@@ -136,13 +136,14 @@ def test_what_did_not_fit_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_spools_belong_to_nobody_else(tmp_path: Path) -> None:
-    spool = Spools(tmp_path).spool("job_1", "exec_1", "stdout", limit=10)
+    folder = tmp_path / "spool"
+    spool = Spools(folder).spool("job_1", "exec_1", "stdout", limit=10)
     spool.write(b"")
     spool.close()
 
-    path = tmp_path / "job_1" / "exec_1.stdout"
+    (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_only_the_spools_of_jobs_in_flight_are_kept(tmp_path: Path) -> None:
@@ -156,4 +157,59 @@ def test_only_the_spools_of_jobs_in_flight_are_kept(tmp_path: Path) -> None:
     spools.remove("never there")
     spools.remove_all_but(["c"])
 
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["exec.stdout@c"]
+
+
+def test_a_spool_that_is_begun_while_its_job_is_dropped_goes_when_the_job_comes_back(
+    tmp_path: Path,
+) -> None:
+    spools = Spools(tmp_path)
+    spool = spools.spool("a", "exec", "stdout", limit=10)
+    spools.remove("a")
+    spool.write(b"x")
+    spool.close()
+
+    spools.remove("a")
+
+    assert not spools.spool("a", "exec", "stdout", limit=10).exists
+
+
+def test_a_spool_that_could_not_be_removed_goes_when_the_job_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    spool = Spools(tmp_path).spool("a", "exec", "stdout", limit=10)
+    spool.write(b"x")
+    spool.close()
+    spools = Spools(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        spools.remove_all_but([])
+        spools.remove("a")
+    assert spools.spool("a", "exec", "stdout", limit=10).exists
+
+    spools.remove("a")
+
+    assert not spools.spool("a", "exec", "stdout", limit=10).exists
+
+
+def test_spools_of_an_earlier_version_are_read_on(tmp_path: Path) -> None:
+    """It had a directory for each job."""
+    for job_id in ("a", "b"):
+        (tmp_path / job_id).mkdir()
+        for stream in ("stdout", "stderr"):
+            spool = Spool(tmp_path / job_id / f"exec_{job_id}.{stream}", 10)
+            spool.write(stream.encode())
+            spool.close()
+
+    spools = Spools(tmp_path)
+    spools.remove_all_but(["a"])
+
+    for stream in ("stdout", "stderr"):
+        spool = spools.spool("a", "exec_a", stream, limit=10)
+        assert spool.read(0, 6) == stream.encode()
+        assert not spools.spool("b", "exec_b", stream, limit=10).exists
+    spools.remove("a")
+    assert list(tmp_path.iterdir()) == []

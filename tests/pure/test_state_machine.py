@@ -31,7 +31,7 @@ from worker.last_words import LastWord
 from worker.relay import Relay
 from worker.state import runs
 from worker.state.directory import BEGUN, DATABASE, MIGRATIONS, SPOOLS
-from worker.state.marks import MARK, Marks
+from worker.state.marks import Marks
 from worker.state.outbox import (
     FINAL_KINDS,
     GO_ENTRIES,
@@ -42,6 +42,7 @@ from worker.state.outbox import (
     Outbox,
     QueuedEntry,
 )
+from worker.state.run_files import MARK
 from worker.state.runs import DAY_MS, KEPT_MS, JobState, KeptJob, RunStore
 from worker.state.seal import StateSeal
 from worker.state.spool import Spool, Spools
@@ -454,7 +455,8 @@ class FragileSpools(Spools):
     def remove_all_but(self, job_ids: object) -> None:
         kept = list(cast("list[str]", job_ids))
         self._trouble.point(KilledError)
-        gone = [path.name for path in self._directory.glob("*") if path.name not in kept]
+        jobs = {path.name.partition(MARK)[2] for path in self._directory.glob("*")}
+        gone = sorted(jobs.difference(kept))
         super().remove_all_but([*kept, *gone[1:]])
         self._trouble.point(KilledError)
         super().remove_all_but(kept)
@@ -655,10 +657,12 @@ class StateMachine(RuleBasedStateMachine):
     def spooled(self) -> dict[str, dict[str, int]]:
         """How many bytes lie there, by job and execution; they are those that were printed."""
         found: dict[str, dict[str, int]] = {}
-        for path in (self.folder / SPOOLS).glob("*/*"):
+        for path in (self.folder / SPOOLS).glob(f"*{MARK}*"):
             spool = Spool(path, SPOOL_LIMIT)
-            assert spool.read(0, spool.received) == printed(path.stem, spool.received)
-            found.setdefault(path.parent.name, {})[path.stem] = spool.received
+            name, _, job_id = path.name.partition(MARK)
+            execution_id = Path(name).stem
+            assert spool.read(0, spool.received) == printed(execution_id, spool.received)
+            found.setdefault(job_id, {})[execution_id] = spool.received
         return found
 
     def marked(self) -> dict[str, set[str]]:
@@ -797,7 +801,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.spooled())
     @rule(damage=st.lists(st.sampled_from(("synced", "empty", "cut", "gone")), min_size=4))
     def the_machine_goes_down(self, damage: list[str]) -> None:
-        for path, how in zip((self.folder / SPOOLS).glob("*/*"), damage, strict=False):
+        for path, how in zip((self.folder / SPOOLS).glob("*"), damage, strict=False):
             if how == "gone":
                 path.unlink()
             elif how != "synced":

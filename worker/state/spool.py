@@ -3,10 +3,12 @@
 import os
 import shutil
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import structlog
+
+from worker.state.run_files import RunFiles
 
 log = structlog.get_logger()
 
@@ -36,9 +38,13 @@ class Spool:
     Raises OSError from `write` where there is no room; what is counted stays whole.
     """
 
-    def __init__(self, path: Path, limit: int) -> None:
-        """The spool at `path` as it was left, with the limit that it had, or an empty one."""
+    def __init__(
+        self, path: Path, limit: int, *, made: Callable[[Path], None] | None = None
+    ) -> None:
+        """The spool at `path` as it was left, with the limit that it had, or an empty one; `made`
+        is told of its file."""
         self._path = path
+        self._made = made
         self._file: int | None = None
         self.limit = limit
         self.received = self.source = 0
@@ -95,9 +101,11 @@ class Spool:
     def _open(self) -> int:
         try:
             file = _create(self._path)
-        except FileNotFoundError:  # the first of its job
+        except FileNotFoundError:  # the first of all
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = _create(self._path)
+        if self._made is not None:
+            self._made(self._path)
         try:
             _put(file, _header.pack(MAGIC, self.limit, self.received, self.source), 0)
         except BaseException:
@@ -122,25 +130,33 @@ class Spool:
 
 
 class Spools:
-    """The spools of all jobs in flight, a directory each."""
+    """The spools of all jobs in flight."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._files = RunFiles(directory)
 
     def spool(self, job_id: str, execution_id: str, stream: str, *, limit: int) -> Spool:
-        return Spool(self._directory / job_id / f"{execution_id}.{stream}", limit)
+        path = self._files.path(job_id, f"{execution_id}.{stream}")
+        return Spool(path, limit, made=self._files.made)
 
     def remove(self, job_id: str) -> None:
-        # The id of an orphan may be any text, and lead anywhere; such a job has no spools.
-        if Path(job_id).name == job_id and job_id not in ("", ".."):
-            shutil.rmtree(self._directory / job_id, ignore_errors=True)
+        self._files.remove(job_id)
 
     def remove_all_but(self, job_ids: Collection[str]) -> None:
         """What a worker that was killed meant to remove."""
         if self._directory.exists():
-            for path in self._directory.iterdir():
-                if path.name not in job_ids:
-                    shutil.rmtree(path, ignore_errors=True)
+            self._take_over_former(job_ids)
+            self._files.remove_all_but(job_ids)
+
+    def _take_over_former(self, job_ids: Collection[str]) -> None:
+        """Earlier versions had a directory for each job."""
+        for directory in self._directory.iterdir():
+            if directory.is_dir():
+                if directory.name in job_ids:
+                    for path in directory.iterdir():
+                        path.replace(self._files.path(directory.name, path.name))
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def boot_id() -> str:
