@@ -15,6 +15,10 @@ from worker.clock import now_ms
 
 # How many a worker has in flight: enough to have it busy all the time.
 JOBS_AT_ONCE = 32
+BUSY = {
+    "JOBS_MAX_CONCURRENT": str(JOBS_AT_ONCE),
+    "JOBS_POLL_BATCH_SIZE": str(JOBS_AT_ONCE),
+}
 # Each of its runs then finds a connection, a started runner and code that has run before.
 WARM_UP_JOBS = 2 * JOBS_AT_ONCE
 # All are submitted before the first is due, so that submitting costs nothing that counts.
@@ -24,9 +28,13 @@ AHEAD_MS = 500
 PAUSE_SECONDS = (0.1, 0.25)
 # The shell's own clock: no process is started for it.
 WHEN = 'printf "%s\\n" "$EPOCHREALTIME"'
+PRINTING = "echo out; echo err >&2"
 
 JOBS_PER_SECOND = Row(
     "jobs-per-second", "jobs/s", "one worker process, script `true`", at_least(150), digits=0
+)
+PRINTING_JOBS = Row(
+    "printing-jobs", "x", "jobs/s of a script that prints on both streams, against `true`"
 )
 TWO_WORKERS = Row("two-workers", "x", "jobs/s of two worker processes, against one", at_least(1.8))
 # One worker alone has the queue and its servers' shells keep two processors busy. Held to this,
@@ -66,6 +74,8 @@ def run(bench: Bench) -> list[Measured]:
             results.append(_start_latency(bench, bed, name))
         if bench.wants(JOBS_PER_SECOND.name, TWO_WORKERS.name, TWO_HELD_WORKERS.name):
             results += _rates(bench, bed, name)
+        if bench.wants(PRINTING_JOBS.name):
+            results.append(_printing(bench, bed, name))
     return results
 
 
@@ -111,28 +121,44 @@ def _rates(bench: Bench, bed: Bed, name: str) -> list[Measured]:
     return results
 
 
+def _printing(bench: Bench, bed: Bed, name: str) -> Measured:
+    jobs = bench.pick(400, 40)
+    worker = bed.start_worker("state-1", **BUSY)
+    pairs = [
+        (_rate(bed, name, jobs, [worker]), _rate(bed, name, jobs, [worker], script=PRINTING))
+        for _ in range(bench.rounds)
+    ]
+    worker.stop()
+    silent, printing = ([rate.per_second for rate in rates] for rates in zip(*pairs, strict=True))
+    return measured(PRINTING_JOBS.name, ratios(printing, silent), f"{median(printing):.0f} jobs/s")
+
+
 def _scaling(row: Row, pairs: list[tuple[_Rate, _Rate]]) -> Measured:
     ones, twos = ([rate.per_second for rate in rates] for rates in zip(*pairs, strict=True))
     return measured(row.name, ratios(twos, ones), f"{median(twos):.0f} jobs/s")
 
 
 def _one_and_two(bed: Bed, name: str, jobs: int, *, share: float = 1) -> tuple[_Rate, _Rate]:
-    environ = {
-        "JOBS_MAX_CONCURRENT": str(JOBS_AT_ONCE),
-        "JOBS_POLL_BATCH_SIZE": str(JOBS_AT_ONCE),
-    }
-    worker = bed.start_worker("state-1", **environ)
+    worker = bed.start_worker("state-1", **BUSY)
     one = _rate(bed, name, jobs, [worker], share)
-    other = bed.start_worker("state-2", **environ)
+    other = bed.start_worker("state-2", **BUSY)
     two = _rate(bed, name, jobs, [worker, other], share)
     other.stop()
     worker.stop()
     return one, two
 
 
-def _rate(bed: Bed, name: str, jobs: int, workers: list[Worker], share: float) -> _Rate:
+def _rate(
+    bed: Bed,
+    name: str,
+    jobs: int,
+    workers: list[Worker],
+    share: float = 1,
+    *,
+    script: str = "true",
+) -> _Rate:
     for _ in range(WARM_UP_JOBS * len(workers)):
-        bed.submit("true", [name])
+        bed.submit(script, [name])
     bed.finish()
     for worker in workers:
         worker.settle()
@@ -141,7 +167,7 @@ def _rate(bed: Bed, name: str, jobs: int, workers: list[Worker], share: float) -
         if share < 1:
             stack.enter_context(processes.held([worker.pid for worker in workers], share))
         due_at = now_ms() + AHEAD_MS + SUBMIT_MS_PER_JOB * jobs
-        ids = [bed.submit("true", [name], due_at=due_at) for _ in range(jobs)]
+        ids = [bed.submit(script, [name], due_at=due_at) for _ in range(jobs)]
         done = bed.finish()
     cost = sum(worker.cpu_seconds for worker in workers) - before
     last = max(done[job].reported_at for job in ids)
@@ -149,5 +175,7 @@ def _rate(bed: Bed, name: str, jobs: int, workers: list[Worker], share: float) -
 
 
 THROUGHPUT = Experiment(
-    "throughput", (JOBS_PER_SECOND, TWO_WORKERS, TWO_HELD_WORKERS, START_LATENCY), run
+    "throughput",
+    (JOBS_PER_SECOND, PRINTING_JOBS, TWO_WORKERS, TWO_HELD_WORKERS, START_LATENCY),
+    run,
 )
