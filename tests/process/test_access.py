@@ -42,6 +42,9 @@ def call(tmp_path: Path, silent: int) -> Call:
         "hosts": ("hosts", "list"),
         "history": ("history",),
         "outbox": ("outbox", "list"),
+        "status": ("status",),
+        "orphans": ("orphans",),
+        "check": ("check", *access),
     }
 
     def call(name: str, **environ: str) -> Done:
@@ -132,3 +135,15 @@ def test_an_empty_id_is_refused(option: str, arguments: list[str]) -> None:
 
     assert done.returncode == 2
     assert f"Invalid value for '{option}': it is empty" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["orphans", "status", "check", "run"])
+def test_a_state_directory_that_cannot_be_looked_for_is_told_of(name: str, call: Call) -> None:
+    far = "x" * 300
+
+    done = call(name, STATE_DIR=far, API_ENDPOINT="http://127.0.0.1:1", API_TOKEN="token")
+
+    assert done.returncode == (1 if name == "check" else 2)
+    assert f"{far}: " in done.stdout + done.stderr
+    assert "File name too long" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -134,8 +134,9 @@ async def _try_server(loaded: Settings, target: Target, say: Say) -> None:
 
 @contextmanager
 def _state(directory: Path) -> Iterator[Database]:
-    """The worker's own, with its pinned keys; where there is none yet, one that is thrown away."""
-    if (directory / DATABASE).exists():
+    """The worker's own, with its pinned keys; where there is none yet, or it may not be looked for,
+    one that is thrown away."""
+    if os.path.exists(directory / DATABASE):  # noqa: PTH110  Path's raises where it may not look
         with open_beside(directory) as database:
             yield database
         return

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -57,13 +58,7 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
         if of_id is not None:
             ids = run(partial(_orphans, loaded, of_id, release, ()))
         else:
-            if not (loaded.state_dir / DATABASE).exists():
-                # To open it would make it, and an id that nothing was ever claimed under.
-                fail(
-                    f"CRONIUM_STATE_DIR {loaded.state_dir}: there is no {DATABASE}, so no worker "
-                    "was started on it; name one whose state is lost with --of",
-                    EXIT_CONFIGURATION,
-                )
+            _expect_state(loaded.state_dir)
             # Under the lock: what a running worker has claimed is not orphaned.
             with open_state(loaded.state_dir) as database:
                 own = worker_id(database, loaded.orchestrator_id)
@@ -84,6 +79,22 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
         for job_id in ids:
             click.echo(job_id)
     click.echo(f"{len(ids)} {'released' if release else 'claimed'}", err=True)
+
+
+def _expect_state(directory: Path) -> None:
+    """To open it would make it, and an id that nothing was ever claimed under.
+
+    Raises StateError if there is none, or it cannot be looked for.
+    """
+    try:
+        (directory / DATABASE).stat()
+    except FileNotFoundError:
+        raise StateError(
+            f"CRONIUM_STATE_DIR {directory}: there is no {DATABASE}, so no worker was started on "
+            "it; name one whose state is lost with --of"
+        ) from None
+    except OSError as error:
+        raise StateError(f"CRONIUM_STATE_DIR {directory}: {error.strerror}") from error
 
 
 async def _orphans(
