@@ -62,6 +62,10 @@ class Main(LazyGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             pass
+        except click.Abort as error:
+            # A prompt has it so: after Ctrl-C, as where its input ends, or nobody says yes.
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
         except BaseExceptionGroup as group:  # Trio has it so, from within a nursery
             if group.split(KeyboardInterrupt)[1] is not None:
                 raise
