@@ -139,13 +139,23 @@ def test_without_an_input_there_is_no_traceback(command: list[str], tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
-def test_a_letter_that_the_terminal_has_not_is_written_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "poor",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["ASCII", "C"],
+)
+def test_a_letter_that_the_terminal_has_not_is_written_out(
+    poor: dict[str, str], tmp_path: Path
+) -> None:
     database = tmp_path / "queue.db"
     with closing(Store.open(database, open_keyring(database, {}))) as store:
         server = Server(0, "web-1", "127.0.0.1", 22, "deploy", private_key="KEY")
         store.put_server(server, now_ms())
         store.submit_script("caf\xe9", Script(ScriptType.BASH, "true"), ["web-1"], now_ms())
-    environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii"}
+    environ = {"PATH": os.environ["PATH"], **poor}
 
     done = subprocess.run(
         [*COMMAND, "queue", "jobs", "--db", str(database)],

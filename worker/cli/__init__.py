@@ -36,6 +36,13 @@ COMMANDS = {
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
+def _has_not_all_letters(stream: io.TextIOWrapper) -> bool:
+    """In the locale C Python has it "surrogateescape", of which only UTF-8 has all."""
+    return stream.errors == "strict" or (
+        stream.errors == "surrogateescape" and stream.encoding.lower() != "utf-8"
+    )
+
+
 class Main(LazyGroup):
     """What holds for every command: streams that are closed or full, and Ctrl-C."""
 
@@ -43,7 +50,7 @@ class Main(LazyGroup):
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             if getattr(sys, name) is None:  # it was closed
                 setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  to the end
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        if isinstance(sys.stdout, io.TextIOWrapper) and _has_not_all_letters(sys.stdout):
             # What a terminal has no letter for is no reason to say nothing.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
