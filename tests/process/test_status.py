@@ -125,6 +125,23 @@ def test_output_that_cannot_be_written_is_no_traceback(command: list[str], tmp_p
         assert "the output: No space left on device" in full.stderr
 
 
+def test_an_output_that_cannot_be_written_is_no_fault_of_the_queue(tmp_path: Path) -> None:
+    database = tmp_path / "queue.db"
+    with closing(Store.open(database, open_keyring(database, {}))) as store:
+        store.put_server(Server(0, "w", "127.0.0.1", 22, "deploy", private_key="KEY"), now_ms())
+    submit = [*COMMAND, "queue", "submit", "--db", str(database), "--script", __file__]
+
+    def done(redirect: str) -> str:
+        shell = ["sh", "-c", f'exec "$@" --server w {redirect}', "sh", *submit]
+        environ = {"PATH": os.environ["PATH"]}
+        return subprocess.run(
+            shell, env=environ, stderr=subprocess.PIPE, text=True, check=False, timeout=30
+        ).stderr
+
+    assert done("| true") == ""
+    assert done(">/dev/full") == "cronium-worker: the output: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     "command", [["logs"], ["outbox", "drop", "1"], ["hosts", "trust", "web-1"]]
 )

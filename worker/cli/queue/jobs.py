@@ -80,8 +80,10 @@ def submit(
                 scheduled_for=scheduled_for,
                 environment=dict(options["environment"]),
             )
-        click.echo(job_id)
-        if wait:
+    # Outside, where an output that cannot be written is no fault of the queue's.
+    click.echo(job_id)
+    if wait:
+        with opened(database) as store:
             sys.exit(_wait(store, job_id))
 
 
