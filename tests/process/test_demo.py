@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from tests.forked import run_forked
+
 MESSAGE = "PARTIAL SUCCESS: 2 of 3 servers succeeded (failed: db-1 exit 7)"
 
 
@@ -114,3 +118,29 @@ def test_a_directory_with_files_of_others_is_left_alone(tmp_path: Path) -> None:
     assert code == 1
     assert "files of others" in lines[0]
     assert os.listdir(tmp_path) == ["mine"]  # noqa: PTH208  names are all that matters
+
+
+def test_a_home_is_expanded_that_the_shell_left(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+
+    done = run_forked(["demo", "--dir", "~/mine"], {"HOME": str(tmp_path)})
+
+    assert done.returncode == 1
+    assert f"{tmp_path}/mine has files of others" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("directory", "code", "said"),
+    [
+        ("", 2, "'--dir': '' is no path"),
+        (os.devnull, 2, "'--dir': '/dev/null' is no directory"),
+        (f"{__file__}/demo", 2, f"'--dir': '{__file__}' is no directory"),
+        ("/proc/demo", 1, "demo: /proc/demo: No such file or directory\n"),
+    ],
+)
+def test_a_directory_that_cannot_be_is_named(directory: str, code: int, said: str) -> None:
+    done = run_forked(["demo", "--dir", directory], {})
+
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr

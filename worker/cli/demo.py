@@ -9,6 +9,7 @@ import click
 import trio
 from rich.console import Console
 
+from worker.cli.parameters import Place
 from worker.demo.play import Setting, play
 
 
@@ -22,7 +23,7 @@ from worker.demo.play import Setting, play
 @click.option(
     "--dir",
     "directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Place(is_directory=True),
     help="All that is written goes here.  [default: .state/demo in a checkout]",
 )
 def demo(servers: int, keep: bool, fresh: bool, no_sshd: bool, directory: Path | None) -> None:

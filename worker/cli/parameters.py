@@ -38,7 +38,9 @@ class Place(click.Path):
             self.fail(f"{value!r} is no path", param, ctx)
         path = Path(os.path.expanduser(value))  # noqa: PTH111  its own raises without a home
         super().convert(path, param, ctx)
-        found = next(above for above in path.absolute().parents if os.path.lexists(above))
+        place = path.absolute()
+        way = place.parents if self.file_okay else (place, *place.parents)
+        found = next(above for above in way if os.path.lexists(above))
         if not os.path.isdir(found):  # noqa: PTH112  Path's raises where it may not look
             self.fail(f"'{found}' is no directory", param, ctx)
         return path

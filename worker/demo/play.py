@@ -98,10 +98,16 @@ async def play(setting: Setting, console: Console) -> int:
                         stage.show_how_to_talk()
                         await stage.show_forever()
             except (WorkerError, OSError) as error:
-                console.print(Text(f"demo: {error}", "red"), soft_wrap=True)
+                console.print(Text(f"demo: {_reason(error)}", "red"), soft_wrap=True)
                 code = FAILED
             nursery.cancel_scope.cancel()
     return code
+
+
+def _reason(error: WorkerError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 async def _cancel_on_signal(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
