@@ -70,6 +70,17 @@ def test_the_table_has_an_outcome_an_exit_code_and_three_times_for_each_server(
     assert [row[:3] for row in rows] == [["web-1", "success", "0"], ["db-1", "failed", "7"]]
 
 
+def test_what_the_table_has_is_there_in_a_narrow_terminal_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
+    code, lines = play(tmp_path / "demo", "--servers", "1")
+
+    assert code == 0
+    assert not [line for line in lines if "…" in line]
+
+
 def test_what_is_kept_can_be_talked_to_and_ends_on_a_signal(tmp_path: Path) -> None:
     script = tmp_path / "script.sh"
     script.write_text("echo again; exit 3\n")

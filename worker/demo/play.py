@@ -227,6 +227,8 @@ All of it goes on until Ctrl-C. From another terminal:
         for name in ("exit code", "setup", "execution", "cleanup"):
             table.add_column(name, justify="right")
         table.add_column("runner")
+        for column in table.columns:
+            column.overflow = "fold"  # an outcome that is cut is of no use
         for server in servers:
             name = server["name"]
             times = (
