@@ -15,15 +15,17 @@ import trio
 from worker.api.client import open_client
 from worker.errors import (
     ConnectError,
+    EarlierStateError,
     ProtocolError,
     QueueError,
     QueueUnavailableError,
     SettingsError,
+    StateError,
 )
 from worker.file_limit import connections_within, raise_file_limit
 from worker.remote.known_hosts import KnownHostsFile
 from worker.settings import HostKeyPolicy, Settings, SshSettings, environment
-from worker.state.directory import DATABASE, holder
+from worker.state.directory import DATABASE, holder, open_beside
 
 MIB = 1024 * 1024
 # The outbox, and the output of what runs.
@@ -115,8 +117,23 @@ def _state(directory: Path) -> Iterator[Finding]:
     else:
         yield passed(subject, told)
     pid = holder(directory)
-    begun = "used before" if (directory / DATABASE).exists() else "new"
+    is_begun = (directory / DATABASE).exists()
+    begun = "used before" if is_begun else "new"
     yield passed("state lock", f"a worker runs on it (pid {pid})" if pid else f"free, {begun}")
+    if is_begun:
+        yield _state_file(directory)
+
+
+def _state_file(directory: Path) -> Finding:
+    subject = "state file"
+    try:
+        with open_beside(directory):
+            return passed(subject, "of this release")
+    except StateError as error:
+        if isinstance(error.__cause__, EarlierStateError):
+            return passed(subject, "of an earlier release; a worker will migrate it")
+        advice = "set CRONIUM_STATE_DIR to another directory: the worker does not start with it"
+        return failed(subject, str(error), advice)
 
 
 def _nearest(directory: Path) -> Path:

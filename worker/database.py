@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from worker.errors import StateError
+from worker.errors import EarlierStateError, StateError
 from worker.file_lock import lock_within
 from worker.serial_thread import SerialThread, Work
 
@@ -215,7 +215,7 @@ class Database:
                 "it was written by a newer release"
             )
         if version < newest and not is_allowed:
-            raise StateError(
+            raise EarlierStateError(
                 f"the database is of version {version}, this program needs {newest}: "
                 "a worker of this release has to be started on it first"
             )

@@ -17,6 +17,10 @@ class StateError(WorkerError):
     """The state directory or the state file cannot be used."""
 
 
+class EarlierStateError(StateError):
+    """The state file is of an earlier release, and a worker of this one has yet to migrate it."""
+
+
 class StateLockedError(StateError):
     """Another worker holds the state directory."""
 

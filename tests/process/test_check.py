@@ -2,9 +2,11 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.loopback.openssh import keygen
 from tests.process.worker_process import COMMAND, Site, open_site
 from worker.checkup import Verdict, clock
 from worker.demo.sshd import Sshd
+from worker.state.directory import DATABASE
 
 NOON = 1_700_000_000.0
 NOON_DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -50,6 +53,7 @@ def test_a_set_up_that_is_whole_passes_with_a_worker_and_without(site: Site) -> 
         "settings", "state directory", "state lock", "file limit", "queue API", "clock"
     }  # fmt: skip
     assert during["state lock"] == ("passed", f"a worker runs on it (pid {worker.pid})")
+    assert during["state file"] == ("passed", "of this release")
 
 
 def test_nothing_is_claimed_by_it(site: Site, sshd: Sshd) -> None:
@@ -90,6 +94,42 @@ def test_a_state_directory_that_is_not_there_is_looked_for_and_not_made(site: Si
     assert f"{site.folder}/new/state, which a worker will make, " in found["state directory"][1]
     assert not (site.folder / "new").exists()
     assert below_a_file["state directory"][0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict", "told"),
+    [
+        (1, "passed", "of an earlier release; a worker will migrate it"),
+        (999, "failed", "it was written by a newer release"),
+        (0, "failed", "it is the database of another program"),
+    ],
+)
+def test_a_state_file_is_looked_at_as_a_worker_would_at_its_start(
+    site: Site, version: int, verdict: str, told: str
+) -> None:
+    file = site.folder / "state" / DATABASE
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE others (name TEXT)")
+        database.execute(f"PRAGMA user_version = {version}")
+    before = file.read_bytes()
+
+    _, found = check(site)
+
+    assert found["state file"][0] == verdict
+    assert found["state file"][1].endswith(told)
+    assert file.read_bytes() == before
+
+
+def test_a_state_file_that_is_none_fails(site: Site) -> None:
+    file = site.folder / "state" / DATABASE
+    file.mkdir(parents=True)
+
+    code, found = check(site)
+
+    assert code == 1
+    assert found["state file"][0] == "failed"
+    assert "Is a directory" in found["state file"][1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
