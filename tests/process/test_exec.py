@@ -321,7 +321,8 @@ def test_secrets_are_masked_and_helpers_without_a_queue_are_refused(
         (["--retry-failed"], "there was no call before"),
         (["-s", "h1", "--fold", "--json"], "expected one of them"),
         (["-s", "h1", "-e", "A B=1"], "'--env': 'A B' is not a variable name; expected letters"),
-        (["-s", "h1", "--workdir", "a\nb"], "workingDirectory: holds a NUL or a line break"),
+        (["-s", "h1", "--workdir", "a\nb"], "'--workdir': 'a\\nb' holds a NUL or a line break"),
+        (["-s", "h1", "--workdir", "\udcff"], "'--workdir': '\\udcff' is not UTF-8"),
     ],
 )
 def test_wrong_usage_says_what_was_expected(arguments: list[str], said: str, call: Caller) -> None:

@@ -16,7 +16,7 @@ from worker import logs
 from worker.cli.access import ServerOption, access_options, credential, directory_option, servers_of
 from worker.cli.configured import load_without_queue
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_INTERRUPTED, MOST_EXIT_CODE, fail
-from worker.cli.parameters import FILE, Assignment, Duration, type_of
+from worker.cli.parameters import FILE, Assignment, Directory, Duration, type_of
 from worker.cli.printing import print_json, print_table
 from worker.cli.show import execution_row
 from worker.database import Database
@@ -54,7 +54,8 @@ class Options(TypedDict):
 @click.option(
     "-e", "--env", "environment", type=Assignment(), multiple=True, help="For the script."
 )
-@click.option("--workdir", default="", help="The script's directory (default: one of its own).")
+@click.option("--workdir", type=Directory(), default="",
+              help="The script's directory (default: one of its own).")  # fmt: skip
 @click.option("--timeout", type=Duration(), default=float(DEFAULT_LIMIT_SECONDS),
               help="The script's limit (default: 1h).")  # fmt: skip
 @click.option("--fold", is_flag=True, help="No lines as they come: at the end, folded output.")
