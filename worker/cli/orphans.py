@@ -11,6 +11,7 @@ import click
 from worker.api.client import QueueClient, open_client
 from worker.cli.exits import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, fail
 from worker.cli.running import run
+from worker.cli.state import warn_of_unknown_variables
 from worker.errors import (
     ProtocolError,
     QueueError,
@@ -53,6 +54,7 @@ def orphans(of_id: str | None, release: bool, as_json: bool) -> None:
     Example:
       cronium-worker orphans --of web-pool-1a2b3c4d --release
     """
+    warn_of_unknown_variables()
     try:
         loaded = environment.load(os.environ)
         if of_id is not None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cli.exits import EXIT_CONFIGURATION, fail
+from worker.cli.state import warn_of_unknown_variables
 from worker.clock import now_ms
 from worker.errors import SettingsError, StateError
 from worker.settings.environment import load_state_dir
@@ -72,6 +73,7 @@ def status(watch: bool, as_json: bool) -> None:
     if watch and as_json:
         raise click.UsageError("--watch draws for people; it goes without --json")
     console = Console(markup=False, highlight=False)
+    warn_of_unknown_variables()
     try:
         directory = load_state_dir(os.environ)
         if as_json:
