@@ -123,9 +123,9 @@ def test_known_hosts_that_cannot_be_read_is_told_of_with_the_other_faults(
     ("option", "arguments"),
     [
         ("--id", ["cache", "deploy", "--server", "h1", "--id", ""]),
-        ("ID...", ["cache", "forget", ""]),
+        ("[ID]...", ["cache", "forget", ""]),
         ("RUN...", ["runs", "signal", "--server", "h1", " "]),
-        ("RUN...", ["runs", "forget", "--server", "h1", ""]),
+        ("[RUN]...", ["runs", "forget", "--server", "h1", ""]),
         ("JOB", ["show", ""]),
         ("--job", ["logs", "--job", ""]),
     ],

@@ -40,3 +40,19 @@ def test_what_is_shown_to_people_is_there_for_programs() -> None:
     }
 
     assert has_json == WITH_JSON
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_of_its_options_says_what_it_is(name: str) -> None:
+    options = [each for each in ALL[name].params if isinstance(each, click.Option)]
+
+    assert [each.opts[0] for each in options if not each.help] == []
+
+
+@pytest.mark.parametrize("name", ["cache forget", "runs forget"])
+def test_its_usage_does_not_ask_for_what_an_option_stands_for(name: str) -> None:
+    command = ALL[name]
+
+    usage = command.get_usage(click.Context(command))
+
+    assert usage.endswith("]...")

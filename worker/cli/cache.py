@@ -80,7 +80,7 @@ def list_command(as_json: bool) -> None:
 
 
 @cache.command("forget")
-@click.argument("ids", nargs=-1, type=Name("id"), metavar="ID...")
+@click.argument("ids", nargs=-1, type=Name("id"), metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All servers.")
 def forget(ids: tuple[str, ...], every: bool) -> None:
     """Forget the runners of servers, by the app's ids of them: the next job deploys anew.

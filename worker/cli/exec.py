@@ -46,13 +46,19 @@ class Options(TypedDict):
 
 
 @click.command("exec")
-@click.option("-s", "--server", "servers", type=ServerOption(), multiple=True, help="A server.")
+@click.option("-s", "--server", "servers", type=ServerOption(), multiple=True,
+              help="A server; repeatable.")  # fmt: skip
 @access_options
 @click.option("--retry-failed", is_flag=True, help="The last call's servers without success.")
 @click.option("--type", "kind", type=click.Choice(["bash", "python", "node"]),
               help="Default: by SCRIPT's suffix (.py, .js, .mjs, .cjs), else bash.")  # fmt: skip
 @click.option(
-    "-e", "--env", "environment", type=Assignment(), multiple=True, help="For the script."
+    "-e",
+    "--env",
+    "environment",
+    type=Assignment(),
+    multiple=True,
+    help="A variable of the script's environment; repeatable.",
 )
 @click.option("--workdir", type=Directory(), default="",
               help="The script's directory (default: one of its own).")  # fmt: skip

@@ -21,7 +21,13 @@ def opened_history() -> Iterator[History]:
 
 
 @click.command
-@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=20, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST_ROWS),
+    default=20,
+    show_default=True,
+    help="How many at most.",
+)
 @click.option("--failed", is_flag=True, help="Only jobs that did not succeed everywhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def history(limit: int, failed: bool, as_json: bool) -> None:

@@ -104,7 +104,7 @@ def signal(ids: tuple[str, ...], **access: Unpack[Access]) -> None:
 
 @runs.command("forget")
 @server_options
-@click.argument("ids", nargs=-1, type=Name("id"), metavar="RUN...")
+@click.argument("ids", nargs=-1, type=Name("id"), metavar="[RUN]...")
 @click.option("--ended", is_flag=True, help="All that have ended, or were lost.")
 def forget(ids: tuple[str, ...], ended: bool, **access: Unpack[Access]) -> None:
     """Remove runs that have ended, with their output; they are never started again.

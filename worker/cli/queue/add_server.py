@@ -18,7 +18,13 @@ from worker.remote.given_keys import GivenKey
 @database_option
 @click.argument("name", type=Name())
 @click.option("--host", type=Name("host", is_host), required=True, help="Its address.")
-@click.option("--port", type=click.IntRange(1, 65535), default=22, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=22,
+    show_default=True,
+    help="The port of its sshd.",
+)
 @click.option("--user", type=Name("user", is_user), required=True, help="The account to log into.")
 @click.option("--key-file", type=FILE, help="The private key.")
 @click.option("--passphrase-file", type=FILE, help="The key's passphrase.")

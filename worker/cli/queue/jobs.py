@@ -112,7 +112,13 @@ def _wait(store: Store, job_id: str) -> int:
 
 @click.command("jobs")
 @database_option
-@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST_ROWS),
+    default=50,
+    show_default=True,
+    help="How many at most.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def jobs(database: Path, limit: int, as_json: bool) -> None:
     """List jobs, the newest first.
