@@ -1,6 +1,5 @@
 """The worker's signs of life: two files that a probe looks at."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,19 +43,16 @@ def health(directory: Path, *, is_ready: bool, now: float | None = None) -> Heal
     if is_ready:
         files[READY] = "the queue API does not answer, or refuses"
     for name, meaning in files.items():
-        age = _age_seconds(directory / name, now)
+        file = directory / name
+        try:
+            age = abs(now - file.stat().st_mtime)  # of a clock that was set back, how far
+        except FileNotFoundError:
+            return Health(is_well=False, fault=f"{meaning}: {file} was never there")
+        except OSError as error:  # which says nothing of the worker
+            return Health(is_well=False, fault=f"{file} cannot be looked at: {error.strerror}")
         if age > STALE_SECONDS:
-            seen = "was never there" if math.isinf(age) else f"is {age:.0f} s old"
-            return Health(is_well=False, fault=f"{meaning}: {directory / name} {seen}")
+            return Health(is_well=False, fault=f"{meaning}: {file} is {age:.0f} s old")
     return Health(is_well=True)
-
-
-def _age_seconds(file: Path, now: float) -> float:
-    """Infinite where there is none; of a clock that was set back, how far."""
-    try:
-        return abs(now - file.stat().st_mtime)
-    except OSError:
-        return math.inf
 
 
 class Vitals:

@@ -45,6 +45,7 @@ def call(tmp_path: Path, silent: int) -> Call:
         "status": ("status",),
         "orphans": ("orphans",),
         "check": ("check", *access),
+        "health": ("health",),
     }
 
     def call(name: str, **environ: str) -> Done:
@@ -147,3 +148,10 @@ def test_a_state_directory_that_cannot_be_looked_for_is_told_of(name: str, call:
     assert f"{far}: " in done.stdout + done.stderr
     assert "File name too long" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_probe_that_may_not_look_says_so(call: Call) -> None:
+    done = call("health", STATE_DIR="x" * 300)
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("/heartbeat cannot be looked at: File name too long\n")
