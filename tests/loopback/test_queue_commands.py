@@ -484,9 +484,11 @@ def test_a_path_that_cannot_be_a_file_is_named(
 
     below = commands(*command, "--db", f"{file}/queue.db", code=2).stderr
     directory = commands(*command, "--db", str(commands.folder), code=2).stderr
+    unseen = commands(*command, "--db", str(commands.folder / (300 * "x")), code=2).stderr
 
     assert f"'--db': '{file}' is no directory" in below
     assert f"'--db': File '{commands.folder}' is a directory" in directory
+    assert unseen.endswith("x: File name too long\n")
 
 
 @pytest.mark.parametrize(

@@ -56,5 +56,6 @@ def errors_shown() -> Iterator[None]:
     except WorkerError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        raise click.ClickException(f"{where}{error.strerror or error}") from error
+        if error.filename is not None:
+            fail(f"{error.filename}: {error.strerror}", EXIT_CONFIGURATION)
+        raise click.ClickException(str(error.strerror or error)) from error
