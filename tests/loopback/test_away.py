@@ -3,15 +3,17 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
 
-from tests.worker_rig import outcomes, running_worker, until
-from worker.demo.sshd import LocalServer
+from tests.loopback.test_reattach import drop_connections
+from tests.worker_rig import outcomes, running_worker, until, until_exists
+from worker.demo.sshd import LocalServer, Sshd
+from worker.remote import connection
 
 Fleet = Callable[[int], tuple[LocalServer, ...]]
 
@@ -53,3 +55,53 @@ async def test_names_that_no_resolver_answers_hold_up_no_other_server(
                 report = await rig.run("true", names)
 
     assert outcomes(report) == {names[0]: ("success", 0)}
+
+
+async def serve_all_but(
+    muted: int, server: LocalServer, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+) -> NoReturn:
+    """A way to `server` that takes one connection, of this number, and never says a word on it."""
+    count = 0
+
+    async def visit(client: trio.SocketStream) -> None:
+        nonlocal count
+        count += 1
+        if count == muted:
+            await trio.sleep_forever()
+        there = await trio.open_tcp_stream(server.host, server.port)
+        async with client, there, trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on, client, there)
+            nursery.start_soon(pass_on, there, client)
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    task_status.started(listener.socket.getsockname()[1])
+    await trio.serve_listeners(visit, [listener])
+
+
+async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in source:
+            await sink.send_all(data)
+    await source.aclose()
+    await sink.aclose()
+
+
+async def test_a_login_that_is_never_answered_does_not_keep_a_run_from_being_heard_of(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LOGIN_SECONDS", 1.0, raising=False)
+    begun = tmp_path / "begun"
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_all_but, 2, sshd.server)
+        async with running_worker(tmp_path) as rig:
+            user, key = sshd.server.user, sshd.server.private_key
+            rig.add_entry("web", port=port, username=user, private_key=key)
+            with trio.fail_after(25):
+                job = rig.submit(f"echo one; touch {begun}; sleep 1; echo two", ["web"])
+                await until_exists(begun)
+                drop_connections(rig)
+                report = await rig.finished(job)
+        nursery.cancel_scope.cancel()
+
+    assert outcomes(report) == {"web": ("success", 0)}
+    assert [row.output for row in report.executions] == ["one\ntwo\n"]

@@ -50,6 +50,8 @@ REFUSED = {
 }
 # How long a server may take to start a command.
 ANSWER_SECONDS = 30.0
+# From TCP's connection to the end of the login: sshd itself waits no longer (LoginGraceTime).
+LOGIN_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,11 @@ class HostKey:
 
 
 class _Client(asyncssh.SSHClient):
-    """Judges the host key; asyncssh asks before it authenticates."""
+    """Judges the host key; asyncssh asks before it authenticates. Under `login` it connects."""
 
-    def __init__(self, check: HostKeyCheck) -> None:
+    def __init__(self, check: HostKeyCheck, login: trio.CancelScope) -> None:
         self._check = check
+        self._login = login
         self._certificate: SSHOpenSSHCertificate | None = None
         self.is_new = False
         self.refusal: HostKeyError | None = None
@@ -88,6 +91,7 @@ class _Client(asyncssh.SSHClient):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         """Take certificates out of asyncssh's hands, which shows a client their authority alone
         and refuses the key with them; without this every certificate is refused."""
+        self._login.deadline = trio.current_time() + LOGIN_SECONDS
         validate = conn.validate_server_host_key
 
         def validate_key(key_data: bytes) -> asyncssh.SSHKey:
@@ -224,40 +228,48 @@ async def open_connection(
     one expected, AuthenticationError if it refused the credential.
     """
     clients: list[_Client] = []
+    login = trio.CancelScope()
+    raw: asyncssh.SSHClientConnection | None = None
 
     def client() -> _Client:
-        clients.append(_Client(check))
+        clients.append(_Client(check, login))
         return clients[-1]
 
     try:
-        raw = await aio_as_trio(asyncssh.connect)(
-            target.host,
-            target.port,
-            username=target.user,
-            client_factory=client,
-            client_keys=[credential.key] if credential.key else None,
-            password=credential.password.reveal() if credential.password else None,
-            preferred_auth=(
-                ["publickey"] if credential.key else ["password", "keyboard-interactive"]
-            ),
-            known_hosts=([], [], []),  # nothing is known to asyncssh, so it asks the client
-            server_host_key_algs=check.algorithms(),
-            kex_algs=KEX,
-            encryption_algs=CIPHERS,
-            compression_algs=["none"],
-            agent_path=None,
-            config=None,
-            gss_kex=False,
-            gss_auth=False,
-            x509_trusted_certs=None,
-            login_timeout=0,  # the setup phase has the limit
-            keepalive_interval=keepalive_seconds / KEEPALIVES_UNANSWERED,
-            keepalive_count_max=KEEPALIVES_UNANSWERED,
-            client_version="cronium-worker",
-        )
+        with login:
+            raw = await aio_as_trio(asyncssh.connect)(
+                target.host,
+                target.port,
+                username=target.user,
+                client_factory=client,
+                client_keys=[credential.key] if credential.key else None,
+                password=credential.password.reveal() if credential.password else None,
+                preferred_auth=(
+                    ["publickey"] if credential.key else ["password", "keyboard-interactive"]
+                ),
+                known_hosts=([], [], []),  # nothing is known to asyncssh, so it asks the client
+                server_host_key_algs=check.algorithms(),
+                kex_algs=KEX,
+                encryption_algs=CIPHERS,
+                compression_algs=["none"],
+                agent_path=None,
+                config=None,
+                gss_kex=False,
+                gss_auth=False,
+                x509_trusted_certs=None,
+                login_timeout=0,  # its words are those of a script over its limit
+                keepalive_interval=keepalive_seconds / KEEPALIVES_UNANSWERED,
+                keepalive_count_max=KEEPALIVES_UNANSWERED,
+                client_version="cronium-worker",
+            )
     except Exception as error:  # nonsense on the wire comes as whatever asyncssh stumbled over
         refusal = clients[-1].refusal if clients else None
         raise refusal or translated(error, target, credential.doubt) from error
+    if raw is None:
+        raise PassingConnectError(
+            f"{target.host}:{target.port} took the connection and let nobody in "
+            f"within {LOGIN_SECONDS:g} s"
+        )
     connection = Connection(raw, clients[-1], headroom or Headroom())
     try:
         yield connection
