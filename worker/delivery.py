@@ -16,6 +16,8 @@ from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, j
 # A row that cannot be told so often, while the API answers what is asked before it, is given up:
 # rows are best effort and never block `complete`.
 ROW_ATTEMPTS = 4
+# In ten minutes or so; a job that the API says it does not have may be one of a route that is away.
+MISSING_ATTEMPTS = 20
 # An entry that is older may be of a job that is another's by now; a lease is longer.
 FRESH_MS = 10_000
 
@@ -35,7 +37,8 @@ class Delivery:
         self._client = client
         self._has_runs = has_runs
         self._now = now
-        # How often a row could not be told, by its entry: those of an outage are none of these.
+        # How often a row could not be told, or its job was not there, by its entry: failures of an
+        # outage are none of these.
         self._faults: dict[tuple[int, int], int] = {}
 
     async def attempt(self, queued: QueuedEntry, claim: str | None) -> Verdict:
@@ -140,11 +143,20 @@ class Delivery:
         follow-up actions again.
         """
         entry = queued.entry
+        key = (queued.id, queued.created_at)
+        missing = self._faults.pop(key, 0) + 1
         try:
             job = await self._client.read_job(entry.job_id)
         except QueueRefusedError as error:
-            # Anything but the API's own 403 says nothing of whose the job is.
-            return Disowned(str(error)) if error.status == 403 else Later(str(error))
+            match error.status:
+                case 403:
+                    return Disowned(str(error))
+                case 404 if missing >= MISSING_ATTEMPTS:
+                    return Parked(str(error))
+                case 404:
+                    self._faults[key] = missing
+            # Anything else says nothing of whose the job is.
+            return Later(str(error))
         # A cancelled job has a result only once it was completed as such.
         if job.status in wire.FINAL_STATUSES or (
             job.status == "cancelled" and job.result is not None

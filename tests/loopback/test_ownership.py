@@ -1,7 +1,9 @@
 """Whose job it is, and what the API must hear, when the API answers oddly."""
 
 import functools
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -17,6 +19,7 @@ from tests.worker_rig import (
     until_idle,
     worker_on,
 )
+from worker import delivery
 from worker.api.client import QueueClient
 from worker.clock import now_ms
 from worker.demo.sshd import Sshd
@@ -382,3 +385,25 @@ async def test_a_job_that_comes_back_while_its_old_flight_closes_is_reported(
             report = await rig.finished(job_id)
 
     assert report.executions[0].output == "out\n"
+
+
+async def test_a_job_that_was_deleted_while_it_ran_does_not_stay_with_the_worker(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MISSING_ATTEMPTS", 3)
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    async with running_worker(tmp_path) as rig:
+        names = rig.add(sshd.server)
+        with trio.fail_after(20):
+            job_id = rig.submit(waiting_script(mark, go), names)
+            await until_exists(mark)
+            with closing(sqlite3.connect(rig.queue.database)) as queue:
+                queue.execute("DELETE FROM executions")
+                queue.execute("DELETE FROM jobs")
+                queue.commit()
+            go.touch()
+            await until_idle(rig)
+
+        assert (job_id, "complete") in rig.rows(
+            "SELECT job_id, kind FROM outbox WHERE parked IS NOT NULL"
+        )

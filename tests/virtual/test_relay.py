@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.fakes import BUSY, FAULT, NO_ANSWER, Fault, Lost, Rig, Slow, in_order, refused, relay_rig
+from worker.delivery import MISSING_ATTEMPTS
 from worker.errors import ProtocolError, QueueUnavailableError
 from worker.relay import IDLE_SECONDS
 from worker.state.outbox import Entry, Kind
@@ -267,6 +268,32 @@ async def test_a_complete_that_is_refused_is_parked_and_other_jobs_go_on(
 
     assert rig.parked() == [("job_1", "job_1")]
     assert rig.queue.completions == [("job_2", "completed")]
+
+
+@pytest.mark.parametrize("entry", [complete(), release(), fail()])
+async def test_the_end_of_a_job_that_the_api_has_not_any_more_is_parked_in_the_end(
+    autojump_clock: MockClock, rig: Rig, entry: Entry
+) -> None:
+    rig.queue.fault("read", "job_1", *[refused(404)] * 1000)
+
+    await delivered(rig, entry, complete("job_2"))
+
+    assert rig.parked() == [("job_1", "job_1")]
+    assert rig.queue.completions == [("job_2", "completed")]
+    assert rig.relay._delivery._faults == {}
+
+
+async def test_a_job_that_the_api_does_not_find_for_a_while_has_its_end_told(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    almost = [refused(404)] * (MISSING_ATTEMPTS - 1)
+    rig.queue.fault("read", "job_1", *almost, NO_ANSWER, *almost)
+
+    await delivered(rig, complete())
+
+    assert rig.parked() == []
+    assert rig.queue.completions == [("job_1", "completed")]
+    assert rig.relay._delivery._faults == {}
 
 
 async def test_a_row_that_waited_while_its_job_became_anothers_is_not_told(
