@@ -23,7 +23,8 @@ log = structlog.get_logger()
 
 # Deliveries at once; a job's own entries go one after another.
 CONCURRENT_DELIVERIES = 16
-# No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s.
+# No look takes longer, and no delivery: an API that hangs holds up each of its calls for 30 s, and
+# that with the largest result for some minutes.
 LOOK_SECONDS = 60.0
 DELIVERY_SECONDS = 600.0
 # A command may have put something back that was given up.

@@ -42,7 +42,7 @@ MOST_CONNECTIONS = 100
 # As long as httpx keeps one that nobody uses.
 IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 0.5
-# Of an answer: with ten jobs it may be large, and a line slow.
+# Of an answer and of what is told: ten jobs, or a result, may be large, and a line slow.
 SLOWEST_BYTES_PER_SECOND = 50_000
 
 _error = msgspec.json.Decoder(wire.ErrorBody)
@@ -115,7 +115,7 @@ class Http:
         seconds: float,
     ) -> httpx.Response:
         """The whole answer; `seconds` is for each step of the way to it. Its body is one, with
-        more time for the more that has come.
+        more time for the more that has come, as there is for much `content`.
 
         Raises what httpx does.
         """
@@ -128,7 +128,7 @@ class Http:
                 "User-Agent": f"cronium-worker/{__version__}",
                 **headers,
             },
-            extensions={"timeout": httpx.Timeout(seconds).as_dict()},
+            extensions={"timeout": _limits(seconds, content or b"").as_dict()},
         )
         began = trio.current_time()
         status = error = None
@@ -181,6 +181,12 @@ class Http:
         if len(self._idle) > CALLS_AT_ONCE or trio.current_time() - used_at > IDLE_SECONDS:
             self._idle.popleft()
             await transport.aclose()
+
+
+def _limits(seconds: float, content: bytes) -> httpx.Timeout:
+    """httpx writes a body in one step; the end of it is on its way still when that is over."""
+    told = seconds + len(content) / SLOWEST_BYTES_PER_SECOND
+    return httpx.Timeout(seconds, write=told, read=told)
 
 
 class _Growing(httpx.AsyncByteStream):
