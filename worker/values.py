@@ -110,6 +110,8 @@ def _http_url(text: str, instead: str) -> str:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
+        # A part of a name that is empty or too long is a fault to whoever looks it up.
+        (host or "").encode("idna")
     except ValueError:
         raise ValueFault("is not a URL") from None
     if parts.scheme not in ("http", "https") or not host or not is_header_text(text):

@@ -87,7 +87,8 @@ def test_an_endpoint_keeps_its_port_and_what_stands_before_its_path() -> None:
 @pytest.mark.parametrize(
     "written",
     ["cronium", "ftp://h", "http://", "//h", "http://[::1", "http://h:99999", "http://h:x",
-     "http://a b", "http://h\nx", "http://h/?a=b", "http://h/#a", "file:///etc/passwd"],
+     "http://a..b", f"http://{'a' * 64}", "http://a b", "http://h\nx", "http://h/?a=b",
+     "http://h/#a", "file:///etc/passwd"],
 )  # fmt: skip
 def test_an_endpoint_that_is_no_address_is_a_fault(written: str) -> None:
     assert fault_of("API_ENDPOINT", written).startswith("CRONIUM_API_ENDPOINT: ")
