@@ -11,7 +11,7 @@ from worker.api.client import QueueClient
 from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.report import cancelled_entry, row_of
 from worker.state.outbox import FINAL_KINDS, Entry, Kind, QueuedEntry
-from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, judge
+from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, judge, later
 
 # A row that cannot be told so often, while the API answers what is asked before it, is given up:
 # rows are best effort and never block `complete`.
@@ -73,7 +73,7 @@ class Delivery:
             return [(go[0], Disowned(str(error)))] if error.status == 403 else []
         except (QueueUnavailableError, ProtocolError) as error:
             # Any of them may have been heard of.
-            return [(queued, Later(str(error))) for queued in go]
+            return [(queued, later(error)) for queued in go]
         return [(queued, Delivered()) for queued in go]
 
     async def say_live(
@@ -104,7 +104,7 @@ class Delivery:
                 self._faults.pop(row, None)
                 return Disowned("the job is another worker's")
         except (QueueUnavailableError, ProtocolError) as error:
-            return Later(str(error))
+            return later(error)
         faults = self._faults.pop(row, 0) + 1
         try:
             verdict = await self._send_row(queued.entry)

@@ -44,12 +44,14 @@ class QueueError(WorkerError):
 class QueueUnavailableError(QueueError):
     """The queue API did not answer, or answered that it cannot just now; asking again may help.
 
-    `status` is None when there was no answer: then the call may have taken effect.
+    `status` is None when there was no answer: then the call may have taken effect. Not before
+    `after_seconds`, if the API says so.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, after_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.after_seconds = after_seconds
 
 
 class QueueRefusedError(QueueError):
@@ -67,9 +69,10 @@ class RuntimeApiError(WorkerError):
 class RuntimeUnavailableError(RuntimeApiError):
     """The runtime API did not answer, or answered that it cannot just now; as with the queue's."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, after_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.after_seconds = after_seconds
 
 
 class RuntimeRefusedError(RuntimeApiError):

@@ -33,7 +33,7 @@ FAILED_MOST_SECONDS = 30.0
 # A poll that nobody waits for any more, because we or a proxy gave it up, is answered by then.
 GRANTED_SECONDS = 120.0
 # No round takes longer: a look for orphans, a poll of which each step is as slow as it may be, and
-# the pause after it.
+# the pause after it, or an answer at once and the pause that it asks for.
 ROUND_SECONDS = 240.0
 
 
@@ -130,7 +130,9 @@ class Intake:
                 failures += 1
                 # The queue may still be at it, and grant what nobody waits for any more.
                 has_looked, look_again_at = False, trio.current_time() + GRANTED_SECONDS
-                await trio.sleep(_jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS))
+                after = error.after_seconds if isinstance(error, QueueUnavailableError) else 0.0
+                pause = _jittered(FAILED_FIRST_SECONDS, failures, FAILED_MOST_SECONDS)
+                await trio.sleep(after + pause)
                 continue
             self._telemetry.polled(trio.current_time() - began, len(claim.jobs))
             self._note_answered(is_answered=True)

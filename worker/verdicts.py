@@ -24,7 +24,10 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Later:
+    """Not before `after_seconds`, as the API said."""
+
     reason: str
+    after_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,12 @@ def judge(
         case QueueUnavailableError(status=500) if entry.kind is Kind.CREATE:
             return Delivered()
         case _:
-            return Later(str(error))
+            return later(error)
+
+
+def later(error: QueueRefusedError | QueueUnavailableError | ProtocolError) -> Later:
+    after_seconds = error.after_seconds if isinstance(error, QueueUnavailableError) else 0.0
+    return Later(str(error), after_seconds)
 
 
 def pause_seconds(attempts: int) -> float:
@@ -99,8 +107,10 @@ class Aftermath:
                 self._outbox.delivered(queued.id)
                 if entry.kind is Kind.RELEASE:
                     self._runs.drop(entry.job_id)
-            case Later():
-                due_at = self._now() + round(pause_seconds(queued.attempts) * 1000)
+            case Later(_, after_seconds):
+                # On top, so that a pool of workers does not come back as one.
+                pause = after_seconds + pause_seconds(queued.attempts)
+                due_at = self._now() + round(pause * 1000)
                 self._outbox.postpone(queued.id, due_at=due_at)
             case Parked(reason):
                 self._outbox.park(queued.id, reason)

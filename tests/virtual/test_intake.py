@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from tests.fakes import NO_ANSWER, FakeQueue, Rig, Slow, relay_rig
 from worker.api.wire import BadJob, ExecutionBody, JobBody, ScriptBody, TargetBody, decode_claim
-from worker.errors import ProtocolError, QueueRefusedError
+from worker.errors import ProtocolError, QueueRefusedError, QueueUnavailableError
 from worker.intake import GRANTED_SECONDS, Intake
 from worker.jobs import Jobs
 from worker.state.outbox import Entry, Kind
@@ -332,6 +332,18 @@ async def test_more_jobs_than_slots_stop_the_claims_until_they_are_fewer(
     polled = [(round(at - began), count) for at, count in rig.queue.polls]
     assert polled[:3] == [(0, 2), (0, 2 + 1), (100, 1)]
     assert all(count > 0 for _, count in polled)
+
+
+async def test_claims_wait_for_as_long_as_the_api_asks_for(
+    autojump_clock: MockClock, rig: Rig
+) -> None:
+    rig.queue.claims.append(QueueUnavailableError("the queue API answered 503", 503, 45))
+
+    async with claiming(rig, FakeJobs()):
+        await trio.sleep(47)
+
+    first, second = [at for at, _ in rig.queue.polls[:2]]
+    assert 45 <= second - first <= 46
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,29 @@ async def test_a_claim_is_its_good_jobs_whatever_lies_beside_them(
     claim = await client.claim(10)
 
     assert [job.id for job in claim.jobs] == ["bad", None, "half", None, "odd", "good"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_gateway_that_says_when_to_come_back_is_heeded(
+    autojump_clock: MockClock, rig: Rig, status: int
+) -> None:
+    heard: list[float] = []
+
+    def answer(route: str) -> httpx.Response:
+        if route == "acknowledge":
+            return httpx.Response(200, json=JOB)
+        heard.append(trio.current_time())
+        if len(heard) == 1:
+            return httpx.Response(status, headers={"Retry-After": "30"}, text="slow down")
+        return httpx.Response(200, json={"success": True})
+
+    relay = relay_to(client_of(answer), rig)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.run)
+        await relay.put(complete())
+        with trio.fail_after(60):
+            await relay.wait_empty()
+        nursery.cancel_scope.cancel()
+
+    first, second = heard
+    assert 30 <= second - first <= 31

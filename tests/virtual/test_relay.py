@@ -154,6 +154,21 @@ async def test_pauses_grow_and_have_a_bound(autojump_clock: MockClock, rig: Rig)
     assert max(pauses[15:]) > 5
 
 
+@pytest.mark.parametrize("at", ["create", "complete"])
+async def test_an_api_that_says_when_is_not_asked_before(
+    autojump_clock: MockClock, rig: Rig, at: str
+) -> None:
+    busy = QueueUnavailableError("the queue API answered 429", 429, after_seconds=40)
+    subject = "e1" if at == "create" else "job_1"
+    rig.queue.fault(at, subject, busy)
+
+    await delivered(rig, create("e1"), complete())
+
+    first, second = rig.queue.times(at, subject)
+    assert 40 <= second - first <= 41
+    assert rig.queue.completions == [("job_1", "completed")]
+
+
 def test_a_pause_is_full_jitter_within_a_minute() -> None:
     for attempts in (*range(10), 10**6):
         pauses = [pause_seconds(attempts) for _ in range(50)]

@@ -16,6 +16,8 @@ import trio
 
 from worker import __version__
 from worker.api import cut, wire
+from worker.api.retry_after import seconds_of
+from worker.clock import now_ms
 from worker.errors import ProtocolError
 
 T = TypeVar("T")
@@ -52,11 +54,12 @@ _error = msgspec.json.Decoder(wire.ErrorBody)
 class Api:
     """An API's name in messages, and its errors: asking again may help, or will not.
 
-    `unavailable` takes None for the status of an answer that did not come.
+    `unavailable` takes None for the status of an answer that did not come, and after how many
+    seconds to ask.
     """
 
     name: str
-    unavailable: Callable[[str, int | None], Exception]
+    unavailable: Callable[[str, int | None, float], Exception]
     refused: Callable[[int, str], Exception]
 
 
@@ -251,10 +254,10 @@ async def send(
     try:
         return await http.request(method, path, content=content, headers=headers, seconds=seconds)
     except httpx.TimeoutException as error:
-        raise api.unavailable(f"{api.name} gave no answer within {seconds:g} s", None) from error
+        raise api.unavailable(f"{api.name} gave no answer within {seconds:g} s", None, 0) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         message = f"{api.name} cannot be reached: {_reason(error)}"
-        raise api.unavailable(message, None) from error
+        raise api.unavailable(message, None, 0) from error
     except httpx.HTTPError as error:  # undecodable content, too many redirects
         raise ProtocolError(f"{api.name}'s answer: {error}") from error
 
@@ -281,7 +284,8 @@ def check(api: Api, response: httpx.Response) -> httpx.Response:
     passes = status in _ASK_AGAIN or response.is_server_error
     if passes or (message is None and status not in _FINAL):
         reason = message or response.reason_phrase
-        raise api.unavailable(f"{api.name} answered {status}: {reason}", status)
+        after_seconds = seconds_of(response.headers.get("Retry-After", ""), now=now_ms() / 1000)
+        raise api.unavailable(f"{api.name} answered {status}: {reason}", status, after_seconds)
     raise api.refused(status, message or response.reason_phrase)
 
 
