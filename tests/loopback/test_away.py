@@ -10,9 +10,18 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
+from tests.faults.door import reset
 from tests.loopback.test_reattach import drop_connections
-from tests.worker_rig import outcomes, running_worker, until, until_exists
-from worker.demo.sshd import LocalServer, Sshd
+from tests.worker_rig import (
+    entry_of,
+    outcomes,
+    running_worker,
+    until,
+    until_exists,
+    until_idle,
+)
+from worker.demo.sshd import LocalServer, Sshd, open_sshd
+from worker.dispatch.setup import START_ATTEMPTS
 from worker.remote import connection
 
 Fleet = Callable[[int], tuple[LocalServer, ...]]
@@ -105,3 +114,59 @@ async def test_a_login_that_is_never_answered_does_not_keep_a_run_from_being_hea
 
     assert outcomes(report) == {"web": ("success", 0)}
     assert [row.output for row in report.executions] == ["one\ntwo\n"]
+
+
+class Firewall:
+    """A way to `server` on which a firewall that was restarted knows nothing of older connections:
+    each is reset when something comes over it."""
+
+    def __init__(self, server: LocalServer) -> None:
+        self._server = server
+        self.count = self.unknown = 0
+
+    def restart(self) -> None:
+        self.unknown = self.count
+
+    async def serve(self, task_status: trio.TaskStatus[int]) -> NoReturn:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        task_status.started(listener.socket.getsockname()[1])
+        await trio.serve_listeners(self._visit, [listener])
+
+    async def _visit(self, client: trio.SocketStream) -> None:
+        self.count += 1
+        number = self.count
+        there = await trio.open_tcp_stream(self._server.host, self._server.port)
+        async with client, there, trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on, there, client)
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for data in client:
+                    if number <= self.unknown:
+                        reset(client)
+                        break
+                    await there.send_all(data)
+            nursery.cancel_scope.cancel()
+
+
+async def test_however_many_kept_connections_have_died_a_job_gets_a_new_one(
+    openssh: None, tmp_path: Path
+) -> None:
+    most = {"MaxSessions": "1"}  # so that each run has a connection to itself
+    with open_sshd(tmp_path / "sshd", options=most) as sshd:
+        firewall = Firewall(sshd.server)
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(firewall.serve)
+            # No run waits on them: a start over one that does would be tried until the setup limit.
+            async with running_worker(tmp_path, {"CRONIUM_RUNNER_VERIFY_AFTER": "0s"}) as rig:
+                user, key = sshd.server.user, sshd.server.private_key
+                rig.add_entry("web", port=port, username=user, private_key=key)
+                with trio.fail_after(40):
+                    for job in [rig.submit("sleep 2", ["web"]) for _ in range(5)]:
+                        await rig.finished(job)
+                    await until_idle(rig)
+                    kept = rig.service._pool.now.idle
+                    firewall.restart()
+                    report = await rig.run("echo done", ["web"])
+            nursery.cancel_scope.cancel()
+
+    assert kept > START_ATTEMPTS
+    assert outcomes(report) == {"web": ("success", 0)}, entry_of(report, "web")["error"]

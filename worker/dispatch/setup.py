@@ -129,7 +129,7 @@ class Setup:
                 return await self._start_once()
             except (RunnerMissingError, ConnectError, ConnectionLostError) as error:
                 failure = error
-            if isinstance(failure, RunnerMissingError) or not self._session.has_sent:
+            if isinstance(failure, RunnerMissingError) or not self._may_go_on(failure):
                 attempts += 1
                 if attempts >= _attempts_for(failure):
                     raise failure
@@ -139,6 +139,12 @@ class Setup:
                 await self._session.drop_runner()
             else:
                 await self._session.pause()
+
+    def _may_go_on(self, failure: WorkerError) -> bool:
+        """Whether it says nothing against one more try."""
+        # Several connections may have died since they were used; each is tried once.
+        was_stale = isinstance(failure, ConnectionLostError) and self._session.was_kept
+        return was_stale or self._session.has_sent
 
     async def _start_once(self) -> Begun:
         request = run_request(self._plan, self._execution, self._settings)

@@ -58,8 +58,9 @@ class ServerSession:
     """A connection and a runner behind it, made where there is none.
 
     What it attaches to is one task's at a time; `signal` and `answer` go beside that. `doing`
-    says in a word or two what takes so long, `source` where the runner came from, and `has_sent`
-    that a payload is on its way, so that a run may have started.
+    says in a word or two what takes so long, `source` where the runner came from, `was_kept` that
+    the last connection for that was there before, and `has_sent` that a payload is on its way, so
+    that a run may have started.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ServerSession:
         self._pause = PAUSE_FIRST_SECONDS
         self.doing = "waiting for a connection"
         self.source: Source | None = None
+        self.was_kept = False
         self.has_sent = has_sent
 
     async def take_place(self, *, urgent: bool = False) -> None:
@@ -204,6 +206,7 @@ class ServerSession:
             await self.take_place(urgent=urgent)
             if self._pooled is None:
                 raise AssertionError("there is a place once it was taken")
+            self.was_kept = self._pooled.is_made
             try:
                 self._attachment = await self._use(self._pooled, attach)
             except NoChannelError as error:
