@@ -96,7 +96,8 @@ class ConnectError(SshError):
 
 
 class PassingConnectError(ConnectError):
-    """The server refused or closed the connection, as an sshd does that is busy or restarted."""
+    """The server refused or closed the connection, as an sshd does that is busy or restarted; or
+    nobody could say where it is, as while a resolver is restarted."""
 
 
 class AuthenticationError(SshError):

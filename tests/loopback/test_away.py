@@ -170,3 +170,32 @@ async def test_however_many_kept_connections_have_died_a_job_gets_a_new_one(
 
     assert kept > START_ATTEMPTS
     assert outcomes(report) == {"web": ("success", 0)}, entry_of(report, "web")["error"]
+
+
+async def test_a_resolver_that_is_away_for_a_moment_costs_no_execution(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server,) = fleet(1)
+    ask = socket.getaddrinfo
+    failures = iter(range(2))
+
+    def look_up(host: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401  as the system has it
+        if host != "web.example":
+            return ask(host, *rest, **named)
+        if next(failures, None) is not None:
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return ask(server.host, *rest, **named)
+
+    async with running_worker(tmp_path) as rig:
+        rig.add_entry(
+            "web",
+            host="web.example",
+            port=server.port,
+            username=server.user,
+            private_key=server.private_key,
+        )
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        with trio.fail_after(20):
+            report = await rig.run("true", ["web"])
+
+    assert outcomes(report) == {"web": ("success", 0)}, entry_of(report, "web")["error"]

@@ -285,6 +285,8 @@ def translated(error: Exception, target: Target, doubt: str = "") -> SshError:
             return AuthenticationError(f"{target} refused the credential{doubt}")
         case asyncssh.HostKeyNotVerifiable():
             return HostKeyError(f"the host key of {target} cannot be verified: {error}")
+        case socket.gaierror(errno=socket.EAI_AGAIN):
+            return PassingConnectError(f"the name {target.host!r} cannot be resolved just now")
         case socket.gaierror():
             return ConnectError(f"the name {target.host!r} cannot be resolved")
         case OSError(errno=errno.ECONNREFUSED):
