@@ -124,8 +124,11 @@ def test_a_later_run_takes_four_programs_of_which_one_waits(tmp_path: Path) -> N
 def test_where_the_script_prints_it_is_one_more(tmp_path: Path) -> None:
     script = b"printf out; printf err >&2; sleep 0.05"
     told_of = "    echo 'r new 0'\n"
-    printed = f"    until [ -s err ]; do :; done\n{told_of}"
-    with serving(tmp_path, "dash", edits={told_of: printed}) as server:
+    edits = {
+        told_of: f"    until [ -s err ]; do :; done\n{told_of}",
+        "            rest 0.1\n": "            rest 5\n",  # no word before the end
+    }
+    with serving(tmp_path, "dash", edits=edits) as server:
         told = watch_programs(server)
         call = server.call("run")
         for _ in range(2):

@@ -249,7 +249,7 @@ supervise() {
     [ -z "$id" ] || sweep_daily
     exit 0
 }
-starts=0 spent=0 script_pid=''
+starts=0 spent=0 waits='' script_pid=''
 
 is_ready() {
     [ -n "$script_pid" ] && { is_pinned 4 || is_process "$script_pid" "$script_started"; }
@@ -681,8 +681,9 @@ is_over_time() {
     [ "$over_s" -ge -1 ] && [ $((over_s * 1000 + clock_ms - began_ms)) -ge 0 ]
 }
 
+# Not before the first wait: it takes a program, and most scripts are about to end.
 is_over_output() {
-    [ "$output_limit" -gt 0 ] && { [ -s out ] || [ -s err ]; } || return 1
+    [ "$waits" != 0 ] && [ "$output_limit" -gt 0 ] && { [ -s out ] || [ -s err ]; } || return 1
     measure_spool
     [ $((out_size + err_size)) -gt "$output_limit" ]
 }
