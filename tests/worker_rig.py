@@ -108,6 +108,13 @@ async def until_exists(path: Path) -> None:
         await trio.sleep(POLL_SECONDS)
 
 
+def drop_connections(rig: WorkerRig) -> None:
+    for every in rig.service._pool._pooled.values():
+        for pooled in every:
+            assert pooled._connection is not None
+            pooled._connection._connection.abort()
+
+
 async def until_idle(rig: WorkerRig) -> None:
     """Until the worker has no job in flight, cleanup included."""
     while rig.service._jobs.ids:

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from tests.faults.door import reset
-from tests.loopback.test_reattach import drop_connections
 from tests.worker_rig import (
+    drop_connections,
     entry_of,
     outcomes,
     running_worker,
@@ -98,7 +98,7 @@ async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 async def test_a_login_that_is_never_answered_does_not_keep_a_run_from_being_heard_of(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LOGIN_SECONDS", 1.0, raising=False)
+    monkeypatch.setattr(connection, "LOGIN_SECONDS", 1.0)
     begun = tmp_path / "begun"
     async with trio.open_nursery() as nursery:
         port = await nursery.start(serve_all_but, 2, sshd.server)

@@ -10,7 +10,13 @@ import pytest
 import trio
 
 from tests.live_files import files_of_runs
-from tests.worker_rig import POLL_SECONDS, WorkerRig, outcomes, running_worker, until_exists
+from tests.worker_rig import (
+    POLL_SECONDS,
+    drop_connections,
+    outcomes,
+    running_worker,
+    until_exists,
+)
 from worker.demo.sshd import LocalServer, Sshd
 from worker.dispatch import following
 from worker.ownership import Ownership
@@ -24,13 +30,6 @@ def full(*_arguments: object, **_named: object) -> NoReturn:
     error = sqlite3.OperationalError("database or disk is full")
     error.sqlite_errorcode = sqlite3.SQLITE_FULL
     raise error
-
-
-def drop_connections(rig: WorkerRig) -> None:
-    for every in rig.service._pool._pooled.values():
-        for pooled in every:
-            assert pooled._connection is not None
-            pooled._connection._connection.abort()
 
 
 async def test_a_login_that_is_refused_for_a_moment_loses_no_run(
