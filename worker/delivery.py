@@ -16,7 +16,8 @@ from worker.verdicts import Delivered, Disowned, Later, Parked, Verdict, Void, j
 # A row that cannot be told so often, while the API answers what is asked before it, is given up:
 # rows are best effort and never block `complete`.
 ROW_ATTEMPTS = 4
-# In ten minutes or so; a job that the API says it does not have may be one of a route that is away.
+# In six minutes or so, by the outbox's pauses; what the API says it does not have may be a route
+# that is away.
 MISSING_ATTEMPTS = 20
 # An entry that is older may be of a job that is another's by now; a lease is longer.
 FRESH_MS = 10_000

@@ -67,12 +67,12 @@ class RuntimeApiError(WorkerError):
 
 
 class RuntimeUnavailableError(RuntimeApiError):
-    """The runtime API did not answer, or answered that it cannot just now; as with the queue's."""
+    """The runtime API did not answer, or answered that it cannot just now; as with the queue's, but
+    for when to ask again: a script's call cannot wait for long."""
 
-    def __init__(self, message: str, status: int | None = None, after_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, status: int | None = None, _after_seconds: float = 0) -> None:
         super().__init__(message)
         self.status = status
-        self.after_seconds = after_seconds
 
 
 class RuntimeRefusedError(RuntimeApiError):

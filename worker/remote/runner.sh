@@ -681,7 +681,8 @@ is_over_time() {
     [ "$over_s" -ge -1 ] && [ $((over_s * 1000 + clock_ms - began_ms)) -ge 0 ]
 }
 
-# Not before the first wait: it takes a program, and most scripts are about to end.
+# Not before the first wait: it takes a program, and most scripts are about to end. The ticker, which waits for none,
+# looks each second.
 is_over_output() {
     [ "$waits" != 0 ] && [ "$output_limit" -gt 0 ] && { [ -s out ] || [ -s err ]; } || return 1
     measure_spool
