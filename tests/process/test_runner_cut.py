@@ -11,7 +11,7 @@ def test_what_is_printed_after_that_is_told_over_a_dropped_connection_too(tmp_pa
     def check(server: Server) -> None:
         run_id = new_id()
         script = (
-            b"echo longer than that >&2; echo and this; sleep 0.3; echo two > /dev/stderr; sleep 1;"
+            b"echo longer than that >&2; echo and this; sleep 1.5; echo two > /dev/stderr; sleep 1;"
             b"touch $HOME/mark; sleep 0.5; echo 3 > /dev/stdout; sleep 1.2; echo four >&2; exit 4"
         )
         call = server.start(run_id, payload(script))
