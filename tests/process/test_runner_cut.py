@@ -35,7 +35,7 @@ def test_what_is_printed_after_that_is_told_over_a_dropped_connection_too(tmp_pa
 def test_a_worker_that_has_less_than_was_cut_goes_on_too(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         run_id = new_id()
-        script = b"echo longer than that >&2; sleep 0.3; echo two > /dev/stderr; sleep 1.5"
+        script = b"echo longer than that >&2; sleep 1.5; echo two > /dev/stderr; sleep 1.5"
         call = server.start(run_id, payload(script))
         call.read_until(lambda call: call.err.endswith(TOLD.format("stderr").encode()))
         call.kill()
@@ -54,7 +54,7 @@ def test_a_worker_that_has_less_than_was_cut_goes_on_too(tmp_path: Path) -> None
 
 def test_frames_keep_their_lengths_where_it_comes_between(tmp_path: Path) -> None:
     def check(server: Server) -> None:
-        script = b"printf 0123456789 >&2; sleep 0.2; : > /dev/stderr; sleep 0.6; echo x; exit 4"
+        script = b"printf 0123456789 >&2; sleep 0.7; : > /dev/stderr; sleep 1.6; echo x; exit 4"
         call = server.start(new_id(), payload(script))
         call.finish()
 
@@ -62,4 +62,4 @@ def test_frames_keep_their_lengths_where_it_comes_between(tmp_path: Path) -> Non
         assert (call.out, call.end) == (b"x\n", (4, "exit"))
 
     sending = "send_waiting() {\n"
-    in_every_shell(tmp_path, check, edits={sending: f"{sending}    sleep 0.3\n"})
+    in_every_shell(tmp_path, check, edits={sending: f"{sending}    sleep 1.2\n"})
